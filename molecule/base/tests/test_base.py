@@ -31,7 +31,10 @@ def test_sshd_takes_keys_only(host: Host) -> None:
         settings = host.check_output("sshd -T").lower().splitlines()
     assert "passwordauthentication no" in settings
     assert "permitrootlogin no" in settings
-    options = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o PreferredAuthentications=password"
+    options = (
+        "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        " -o PreferredAuthentications=password"
+    )
     assert "Permission denied (publickey)" in host.check_output(f"ssh {options} root@localhost true 2>&1 || true")
 
 

@@ -1,0 +1,55 @@
+# The commands of this project. `make` lists them.
+SHELL := /bin/sh
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+LAB := inventories/lab
+PLAY := ansible-playbook -i $(LAB)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lab lab-down status test lint unit molecule integration drill-interrupt bench docs lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: ## have the toolchain in .venv
+	@.ci/venv
+
+lab: venv ## the whole platform on this machine (safe to repeat)
+	@$(PLAY) playbooks/lab.yml
+
+lab-down: venv ## remove exactly what `make lab` made
+	@$(PLAY) playbooks/lab-down.yml
+
+status: venv ## every service of the lab, with its state and version
+	@$(PLAY) playbooks/status.yml
+
+test: venv ## lint, unit tests, molecule for every role, the lab's integration tests
+	@python .ci/test
+
+lint: venv ## ansible-lint, yamllint, ruff, mypy
+	@python .ci/test lint
+
+unit: venv ## unit tests
+	@python .ci/test unit
+
+molecule: venv ## molecule for every role (one: molecule test -s <role>)
+	@python .ci/test molecule
+
+integration: venv ## the lab's integration tests, on a lab that is up or is started
+	@python .ci/test lab
+
+drill-interrupt: venv ## kill site.yml at ten random points; it converges each time
+	@python -m pytest -q -p no:cacheprovider tests/integration/drill_interrupt.py
+
+bench: venv ## time site.yml against a shell script that does the same
+	@python tests/bench/bench.py
+
+docs: venv ## write the generated tables of the READMEs
+	@python .ci/docs
+
+lock: venv ## lock requirements.in again
+	@pip install --quiet uv && uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet requirements.in --output-file requirements.txt
+
+clean: lab-down ## also remove the images, the toolchain and the downloads
+	@docker image ls --quiet pst-lab-host | sort -u | xargs -r docker image rm --force >/dev/null
+	@docker image ls --quiet pst-debian | sort -u | xargs -r docker image rm --force >/dev/null
+	@rm -rf .venv .cache .ansible reports

@@ -1,0 +1,22 @@
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Rows of text in aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def render(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line of headings and one per row."""
+    cells = [[one_line(row.get(column, "")) for column in columns] for row in rows]
+    headings = [column.replace("_", " ").upper() for column in columns]
+    widths = [max(len(line[index]) for line in (headings, *cells)) for index in range(len(columns))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (headings, *cells)
+    ]
+
+
+def one_line(value: Any) -> str:
+    return " ".join(str("" if value is None else value).split())

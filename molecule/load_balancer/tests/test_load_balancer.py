@@ -1,0 +1,358 @@
+"""What a client of the virtual address sees, in peace and while balancers and applications fail.
+
+Bounds are twice the figures of the role's README: this machine may be busy.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "state"
+INVENTORY = f"{os.environ['MOLECULE_EPHEMERAL_DIRECTORY']}/inventory"
+CA = str(STATE / "pki/ca.crt")
+VIP = "10.78.16.10"
+DOMAIN = "load-balancer.pst.test"
+API = f"api.trading.{DOMAIN}"
+BALANCERS = {"lb1": "10.78.16.11", "lb2": "10.78.16.12"}
+APPS = {"app1": "10.78.16.21", "app2": "10.78.16.22"}
+
+testinfra_hosts = ["ansible://client"]
+
+
+def on(name: str) -> Host:
+    return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}", sudo=True)
+
+
+@pytest.fixture(scope="module")
+def client() -> Host:
+    return on("client")
+
+
+@pytest.fixture(scope="module")
+def balancers() -> dict[str, Host]:
+    return {name: on(name) for name in BALANCERS}
+
+
+@pytest.fixture(scope="module")
+def apps() -> dict[str, Host]:
+    return {name: on(name) for name in APPS}
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Return the condition's value as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "not within the bound"
+        time.sleep(0.2)
+    return value
+
+
+def state(host: Host) -> dict[str, Any]:
+    return json.loads(host.check_output("pst-lb state"))
+
+
+def holders(balancers: dict[str, Host]) -> list[str]:
+    return [name for name, host in balancers.items() if state(host)["holder"]]
+
+
+@pytest.fixture
+def holder(balancers: dict[str, Host]) -> Iterator[Host]:
+    """The balancer that has the address, with the other one ready; both are ready again afterwards."""
+
+    def settled() -> bool:
+        states = [state(host) for host in balancers.values()]
+        return sorted(one["vrrp"] for one in states) == ["BACKUP", "MASTER"] and all(one["haproxy"] for one in states)
+
+    eventually(settled)
+    yield balancers[holders(balancers)[0]]
+    eventually(settled, 40)
+
+
+def ask(host: Host, request: str) -> str:
+    """Ask HAProxy's admin socket."""
+    code = (
+        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
+        "s.sendall(sys.argv[1].encode()+b'\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
+    )
+    return host.check_output("python3 -c %s %s", code, request)
+
+
+@contextmanager
+def probing(client: Host, name: str, *options: str) -> Iterator[dict[str, Any]]:
+    """Run a probe around the body; its account is in the dictionary afterwards."""
+    account: dict[str, Any] = {}
+    command = (
+        f"systemd-run --unit=probe-{name} --collect --wait --quiet /usr/local/bin/probe https://{API}/ --connect={VIP} "
+        f"--ca=/etc/pst/pki/ca.crt --post=https://{API}/orders --rate=60 --duration=60 --output=/var/tmp/{name}.json "
+        f"--ledger=/var/tmp/{name}.ledger {' '.join(options)}"
+    )
+    thread = threading.Thread(target=client.run, args=(command,))
+    thread.start()
+    try:
+        eventually(lambda: client.run(f"systemctl is-active probe-{name}").rc == 0)
+        time.sleep(1.5)  # some requests before the fault, so that the gap is measured against them
+        yield account
+        time.sleep(1.5)  # and after it
+    finally:
+        client.run(f"systemctl stop probe-{name}")
+        thread.join()
+    account |= json.loads(client.file(f"/var/tmp/{name}.json").content_string)
+    print(name, {key: value for key, value in account.items() if key != "failures"}, account["failures"][:5])
+
+
+def call(
+    method: str = "GET",
+    path: str = "/",
+    *,
+    name: str = API,
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """One request through the virtual address, with TLS verified."""
+    context = ssl.create_default_context(cafile=CA)
+    connection = http.client.HTTPSConnection(name, context=context, timeout=10)
+    raw = socket.create_connection((VIP, 443), timeout=10)
+    connection.sock = context.wrap_socket(raw, server_hostname=name)
+    try:
+        connection.request(method, path, body=body, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+# What side_effect.yml did, with a probe running.
+
+
+@pytest.mark.parametrize("operation", ["rolling-restart", "reload"])
+def test_planned_operation_fails_no_request(client: Host, operation: str) -> None:
+    account = json.loads(client.file(f"/var/tmp/{operation}.json").content_string)
+    print(operation, account)
+    assert account["ok"] > 100
+    assert account["failed"] == {}
+    assert account["longest_gap_s"] < 2
+
+
+def test_lost_host_is_replaced_within_a_second(client: Host) -> None:
+    account = json.loads(client.file("/var/tmp/lost-host.json").content_string)
+    print(account)
+    assert account["longest_gap_s"] < 1.0
+    assert sum(account["failed"].values()) < 60
+
+
+# What the client is served.
+
+
+@pytest.mark.parametrize("name", [f"trading.{DOMAIN}", API])
+def test_both_names_are_served_with_security_headers(name: str) -> None:
+    status, headers, _ = call(name=name)
+    assert status == 200
+    assert headers["strict-transport-security"].startswith("max-age=31536000")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert len(headers["x-request-id"]) == 36
+    assert "server" not in headers
+
+
+def test_other_name_is_misdirected() -> None:
+    assert call(headers={"Host": "evil.example"})[0] == 421
+
+
+def test_plain_http_is_redirected() -> None:
+    connection = http.client.HTTPConnection(VIP, timeout=10)
+    connection.request("POST", "/orders?a=1", headers={"Host": API, "Content-Length": "0"})
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("Location")) == (308, f"https://{API}/orders?a=1")
+
+
+def test_application_sees_the_client_not_what_it_claims() -> None:
+    claims = {"X-Forwarded-For": "1.2.3.4", "X-Forwarded-Proto": "http", "X-Request-Id": "mine"}
+    status, headers, body = call(headers=claims)
+    seen = {key.lower(): value for key, value in json.loads(body)["headers"].items()}
+    assert status == 200
+    assert seen["x-forwarded-for"] == "10.78.16.1"
+    assert seen["x-forwarded-proto"] == "https"
+    assert seen["x-request-id"] == headers["x-request-id"] != "mine"
+
+
+def test_old_tls_is_refused() -> None:
+    context = ssl.create_default_context(cafile=CA)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection((VIP, 443), timeout=10) as raw,
+        pytest.raises(ssl.SSLError),
+    ):
+        context.wrap_socket(raw, server_hostname=API)
+
+
+def test_large_body_is_refused_before_it_is_sent() -> None:
+    assert call("POST", "/orders", headers={"Content-Length": str(10 * 2**20 + 1)})[0] == 413
+    assert call("POST", "/orders", headers={"Transfer-Encoding": "chunked"})[0] == 411
+
+
+def test_application_refuses_a_client_without_certificate() -> None:
+    context = ssl.create_default_context(cafile=CA)
+    with (
+        socket.create_connection((APPS["app1"], 8080), timeout=10) as raw,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+        context.wrap_socket(raw, server_hostname=f"app1.{DOMAIN}") as connection,
+    ):
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: app1.{DOMAIN}\r\n\r\n".encode())
+        connection.recv(1)
+
+
+def test_metrics_need_a_certificate_of_the_site() -> None:
+    url = ("GET", "/metrics")
+    anonymous = ssl.create_default_context(cafile=CA)
+    connection = http.client.HTTPSConnection(BALANCERS["lb1"], 8404, context=anonymous, timeout=10)
+    with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+        connection.request(*url)
+        connection.getresponse()
+    known = ssl.create_default_context(cafile=CA)
+    known.load_cert_chain(STATE / "pki/client/node.pem")
+    connection = http.client.HTTPSConnection(BALANCERS["lb1"], 8404, context=known, timeout=10)
+    connection.request(*url)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert b"haproxy_backend_active_servers" in answer.read()
+
+
+def test_client_over_the_limit_gets_429(client: Host) -> None:
+    """100 a second after a burst of 200, whatever is offered; then again served when it has calmed down."""
+    options = f"https://{API}/ --connect={VIP} --ca=/etc/pst/pki/ca.crt --rate=300 --duration=4 --new-share=0"
+    account = json.loads(client.run(f"/usr/local/bin/probe {options}").stdout)
+    print(account)
+    assert set(account["failed"]) == {"status-429"}
+    assert 200 + 100 * 4 * 0.4 < account["ok"] < 200 + 100 * 4 * 1.2
+    eventually(lambda: client.run(f"/usr/local/bin/probe {options} --rate=5 --duration=1").rc == 0)
+
+
+def test_limit_is_counted_on_both_balancers(balancers: dict[str, Host]) -> None:
+    for host in balancers.values():
+        assert "last_status=ESTA" in ask(host, "show peers")
+
+
+@pytest.mark.parametrize(("unit", "exposure"), [("haproxy", 1.5), ("keepalived", 2.5)])
+def test_units_are_confined(balancers: dict[str, Host], unit: str, exposure: float) -> None:
+    for host in balancers.values():
+        assert host.run(f"systemd-analyze security --threshold={int(10 * exposure)} {unit}.service").rc == 0
+    assert host.check_output("ps -o user= -C haproxy | sort -u") == "haproxy"
+
+
+# What happens when something changes or breaks.
+
+
+def test_colour_and_drained_server_survive_a_reload(balancers: dict[str, Host], client: Host, holder: Host) -> None:
+    active = "/etc/haproxy/maps/active.map active"
+    try:
+        with probing(client, "switch") as account:
+            for colour in ("green", "blue", "green"):
+                for host in balancers.values():
+                    ask(host, f"set map {active} be_{colour}")
+            ask(holder, "set server be_green/app1 state drain")
+            holder.check_output("systemctl reload haproxy")
+        assert account["failed"] == {}
+        seen = {(answer["slot"], answer["host"]) for answer in (json.loads(call()[2]) for _ in range(6))}
+        assert seen == {("green", "app2")}
+    finally:
+        ask(holder, "set server be_green/app1 state ready")
+        for host in balancers.values():
+            ask(host, f"set map {active} be_blue")
+
+
+def test_draining_application_keeps_its_requests(apps: dict[str, Host]) -> None:
+    """404 from the health check: what it has is finished, nothing new comes."""
+    slow: list[tuple[int, str]] = []
+
+    def wait_for_answer() -> None:
+        status, _, body = call(path="/slow/6")
+        slow.append((status, json.loads(body)["host"]))
+
+    threads = [threading.Thread(target=wait_for_answer) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        apps["app1"].check_output("echo 404 >/run/stand-in/blue.ready")
+        eventually(lambda: {json.loads(call()[2])["host"] for _ in range(6)} == {"app2"})
+    finally:
+        for thread in threads:
+            thread.join()
+        apps["app1"].check_output("rm -f /run/stand-in/blue.ready")
+    assert sorted(slow) == [(200, "app1"), (200, "app2")]
+    eventually(lambda: {json.loads(call()[2])["host"] for _ in range(6)} == {"app1", "app2"})
+
+
+def test_order_is_carried_out_once_when_an_application_dies(client: Host, apps: dict[str, Host]) -> None:
+    with probing(client, "appkill", "--post-share=0.5") as account:
+        apps["app1"].check_output("systemctl kill -s KILL stand-in@blue")
+    apps["app1"].check_output("systemctl start stand-in@blue")
+    orders = [key for host in apps.values() for key in host.check_output("cat /var/lib/stand-in/orders").split()]
+    ledger = [json.loads(line) for line in client.check_output("cat /var/tmp/appkill.ledger").splitlines()]
+    acknowledged = {line["key"] for line in ledger if line["method"] == "POST" and line["kind"] == "ok"}
+    assert len(orders) == len(set(orders))
+    assert acknowledged <= set(orders)
+    assert account["longest_gap_s"] < 1
+    assert sum(account["failed"].values()) <= 5
+    eventually(lambda: {json.loads(call()[2])["host"] for _ in range(6)} == {"app1", "app2"})
+
+
+def test_broken_application_is_taken_out(apps: dict[str, Host], holder: Host) -> None:
+    """Ten errors in a row open the circuit although the health check is green; it closes again by itself."""
+    ask(holder, "set server be_blue/app2 state maint")
+    try:
+        statuses = [call(path="/error")[0] for _ in range(12)]
+        assert statuses[:10] == [500] * 10
+        assert 503 in statuses[10:]
+    finally:
+        ask(holder, "set server be_blue/app2 state ready")
+    eventually(lambda: {json.loads(call()[2])["host"] for _ in range(6)} == {"app1", "app2"})
+
+
+@pytest.mark.parametrize(
+    ("name", "kill"),
+    [
+        ("haproxy-master", "kill -9 $(systemctl show -P MainPID haproxy)"),
+        ("haproxy-worker", "kill -9 $(pgrep -P $(systemctl show -P MainPID haproxy))"),
+        ("keepalived", "kill -9 $(systemctl show -P MainPID keepalived)"),
+    ],
+)
+def test_killed_daemon_costs_less_than_a_second(
+    client: Host, balancers: dict[str, Host], holder: Host, name: str, kill: str
+) -> None:
+    with probing(client, f"kill-{name}") as account:
+        holder.check_output(kill)
+    assert account["longest_gap_s"] < 1
+    assert sum(account["failed"].values()) < 60
+    assert len(eventually(lambda: holders(balancers))) == 1
+
+
+def test_stopped_haproxy_hands_over_without_a_failed_request(client: Host, holder: Host) -> None:
+    """An upgrade of the package or a reboot does this, without Ansible."""
+    with probing(client, "stop") as account:
+        holder.check_output("systemctl stop haproxy")
+    holder.check_output("systemctl start haproxy")
+    assert account["failed"] == {}
+
+
+def test_hung_haproxy_loses_the_address(client: Host, balancers: dict[str, Host], holder: Host) -> None:
+    with probing(client, "hang") as account:
+        holder.check_output("pkill -STOP -x haproxy")
+        eventually(lambda: len(holders(balancers)) == 1 and not state(holder)["holder"])
+    holder.check_output("pkill -CONT -x haproxy")
+    assert account["longest_gap_s"] < 12

@@ -1,0 +1,266 @@
+#!/usr/bin/python3
+"""Move the virtual address without failing a request, and keep HAProxy's live state across a reload.
+
+pst-lb state             what this balancer is, as JSON
+pst-lb release REASON    give the virtual address away (REASON: maintenance or haproxy) and keep it away
+pst-lb restore REASON    take part in the election again
+pst-lb save              write HAProxy's live state to the files that it reads when it starts
+
+An address that moves breaks the connections that it leaves. `release` therefore lets every client go first: HAProxy
+closes each connection with the answer to its next request; then new connections are held back (their first packet is
+dropped, the client's kernel sends it again) for the milliseconds in which the last answers leave and the address moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SETTINGS = Path("/etc/haproxy/pst-lb.json")
+RUN = Path("/run/pst")
+ADMIN_SOCKET = "/run/haproxy/admin.sock"
+HEALTH_SOCKET = "/run/haproxy/health.sock"
+ACTIVE_MAP = Path("/etc/haproxy/maps/active.map")
+HANDOVER_MAP = "/etc/haproxy/maps/handover.map"
+SERVER_STATE = Path("/var/lib/haproxy/server-state")
+REASONS = ("maintenance", "haproxy")
+POLL_SECONDS = 0.005
+MOVE_SECONDS = 2.0
+"""keepalived needs tens of milliseconds; beyond this something is wrong."""
+
+# States of /proc/net/tcp in which the peer may still miss something: all but FIN_WAIT2, TIME_WAIT, CLOSE and LISTEN.
+UNFINISHED = frozenset({"01", "03", "04", "08", "09", "0B"})
+
+
+class PstLbError(Exception):
+    """What went wrong, for the operator."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of the role's settings that this program needs."""
+
+    vip: str
+    ports: tuple[int, ...]
+    close_seconds: float
+    hold_seconds: float
+
+    @classmethod
+    def read(cls, path: Path = SETTINGS) -> Settings:
+        values = json.loads(path.read_text())
+        return cls(values["vip"], tuple(values["ports"]), values["close_seconds"], values["hold_seconds"])
+
+
+def ask(path: str, request: str, timeout: float = 2.0) -> str:
+    """Send one request to a UNIX socket and return the whole answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout)
+        connection.connect(path)
+        connection.sendall(request.encode())
+        chunks = iter(lambda: connection.recv(65536), b"")
+        return b"".join(chunks).decode()
+
+
+def execute(command: list[str], given: str = "") -> str:
+    """Run a program; return what it printed."""
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603 fixed programs
+    if done.returncode:
+        raise PstLbError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def haproxy_answers() -> bool:
+    """Ask the front end that keepalived asks as well."""
+    try:
+        return ask(HEALTH_SOCKET, "GET / HTTP/1.0\r\n\r\n").startswith("HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def holds(vip: str) -> bool:
+    """Tell whether the virtual address is on this host."""
+    return bool(execute(["/usr/sbin/ip", "-oneline", "address", "show", "to", vip]).strip())
+
+
+def open_connections(table: Iterable[str], vip: str, ports: Iterable[int]) -> set[str]:
+    """Return the peers of connections to the virtual address, from the lines of /proc/net/tcp."""
+    address = f"{int.from_bytes(socket.inet_aton(vip), sys.byteorder):08X}"
+    local = {f"{address}:{port:04X}" for port in ports}
+    fields = (line.split(maxsplit=4) for line in table)
+    return {field[2] for field in fields if len(field) > 3 and field[1] in local and field[3] in UNFINISHED}
+
+
+def connections(settings: Settings) -> set[str]:
+    with open("/proc/net/tcp") as table:
+        return open_connections(table, settings.vip, settings.ports)
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until the condition holds; tell whether it did in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+@contextmanager
+def closing() -> Iterator[None]:
+    """Have HAProxy end every connection with its next answer."""
+    ask(ADMIN_SOCKET, f"set map {HANDOVER_MAP} closing yes\n")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it may be gone: this also runs while HAProxy is stopped
+            ask(ADMIN_SOCKET, f"set map {HANDOVER_MAP} closing no\n")
+
+
+def nft(script: str) -> None:
+    execute(["/usr/sbin/nft", "-f", "-"], script)
+
+
+@contextmanager
+def holding(settings: Settings) -> Iterator[None]:
+    """Drop the first packet of new connections to the virtual address.
+
+    The kernel ends the hold by itself, so that a hold whose program was killed does not outlive the move.
+    """
+    seconds = int(settings.hold_seconds + MOVE_SECONDS) + 1
+    ports = ", ".join(map(str, settings.ports))
+    nft(
+        f"""
+        table ip pst_handover
+        delete table ip pst_handover
+        table ip pst_handover {{
+            set held {{ type ipv4_addr; flags timeout; elements = {{ {settings.vip} timeout {seconds}s }} }}
+            chain input {{
+                type filter hook input priority -300; policy accept;
+                ip daddr @held tcp dport {{ {ports} }} tcp flags & (syn | ack) == syn drop
+            }}
+        }}
+        """
+    )
+    try:
+        yield
+    finally:
+        nft("table ip pst_handover\ndelete table ip pst_handover\n")
+
+
+def forbid(reason: str, forbidden: bool) -> None:
+    """Write the file that keepalived watches."""
+    (RUN / f"vip_{reason}").write_text("1\n" if forbidden else "0\n")
+
+
+def forbidden(reason: str) -> bool:
+    return (RUN / f"vip_{reason}").read_text().strip() != "0"
+
+
+def move(settings: Settings, reason: str) -> None:
+    """Forbid this balancer to hold the address and wait until it is gone."""
+    forbid(reason, True)
+    if not wait(lambda: not holds(settings.vip), MOVE_SECONDS):
+        raise PstLbError(
+            f"{settings.vip} is still on this host {MOVE_SECONDS:g} s after /run/pst/vip_{reason} was set to 1; "
+            "wanted: keepalived takes it away at once. See: systemctl status keepalived"
+        )
+
+
+def release(settings: Settings, reason: str) -> dict[str, object]:
+    """Give the virtual address away; return what was seen."""
+    if not holds(settings.vip):
+        forbid(reason, True)
+        return {"moved": False}
+    if not haproxy_answers():  # nobody is served: do not lose time
+        move(settings, reason)
+        return {"moved": True, "broken": len(connections(settings))}
+    with closing():
+        before = connections(settings)
+        wait(lambda: not before & connections(settings), settings.close_seconds)
+        with holding(settings):
+            begin = time.monotonic()
+            wait(lambda: not connections(settings), settings.hold_seconds)
+            broken = len(connections(settings))
+            move(settings, reason)
+            held = time.monotonic() - begin
+    return {"moved": True, "broken": broken, "held_ms": round(1000 * held)}
+
+
+def state(settings: Settings) -> dict[str, object]:
+    """Return what this balancer is, and for how many seconds it has had this part in the election."""
+    vrrp = RUN / "vrrp_state"
+    return {
+        "vrrp": vrrp.read_text().strip(),
+        "seconds": round(time.time() - vrrp.stat().st_mtime, 1),
+        "holder": holds(settings.vip),
+        "haproxy": haproxy_answers(),
+        "forbidden": [reason for reason in REASONS if forbidden(reason)],
+        "connections": len(connections(settings)),
+    }
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new one, whole."""
+    staged = path.with_name(f".{path.name}.new")
+    with open(staged, "w") as file:
+        os.fchmod(file.fileno(), 0o644)  # whatever the unit's umask is: HAProxy reads it as its own user
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+
+
+def map_lines(shown: str) -> str:
+    """Turn the answer of `show map` (reference, key, value) into the lines of the map's file."""
+    entries = (line.split(maxsplit=2) for line in shown.splitlines() if line.startswith("0x"))
+    return "".join(f"{key} {value}\n" for _reference, key, value in entries)
+
+
+def save() -> dict[str, object]:
+    """Write the live colour and the live state of the servers to disk."""
+    active = map_lines(ask(ADMIN_SOCKET, f"show map {ACTIVE_MAP}\n"))
+    servers = ask(ADMIN_SOCKET, "show servers state\n")
+    if not active or not servers.startswith("1\n"):
+        raise PstLbError(f"HAProxy answered {active!r} and {servers[:80]!r}; wanted: the map and the servers' state")
+    replace(ACTIVE_MAP, active)
+    replace(SERVER_STATE, servers)
+    return {"saved": True}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("state", "save"):
+        verbs.add_parser(verb)
+    for verb in ("release", "restore"):
+        verbs.add_parser(verb).add_argument("reason", choices=REASONS)
+    options = parser.parse_args(arguments)
+    try:
+        match options.verb:
+            case "state":
+                result = state(Settings.read())
+            case "save":
+                result = save()
+            case "release":
+                result = release(Settings.read(), options.reason)
+            case _:
+                forbid(options.reason, False)
+                result = {"restored": options.reason}
+    except (OSError, PstLbError) as error:
+        sys.stderr.write(f"pst-lb {options.verb}: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

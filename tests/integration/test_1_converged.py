@@ -1,0 +1,59 @@
+"""A converged platform is quiet, says what it is, and rolls a change."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import urllib.request
+
+import lab
+
+# The bars of the issue; the machine that tests run on has 2 cores.
+NOOP_SECONDS = 90
+
+
+def ask(path: str) -> tuple[int, bytes]:
+    """Ask through the virtual address, with TLS verified against the lab's authority."""
+    context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
+    request = urllib.request.Request(f"https://{lab.VIP}{path}", headers={"Host": f"trading.{lab.DOMAIN}"})
+    with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+        return answer.status, answer.read()
+
+
+def test_the_virtual_address_answers_with_verified_tls() -> None:
+    status, body = ask("/version")
+    assert status == 200, body
+    assert json.loads(body)["colour"] == "blue"
+
+
+def test_readiness_means_that_mongodb_and_redis_were_used() -> None:
+    status, body = ask("/ready")
+    assert status == 200, body
+
+
+def test_status_shows_every_service_healthy() -> None:
+    run = lab.succeed(lab.playbook("status"))
+    for host in lab.HOSTS:
+        assert re.search(rf"^\W*{host}\b", run.output, re.MULTILINE), f"{host} is not in the table\n{run.output}"
+
+
+def test_a_second_run_changes_and_restarts_nothing() -> None:
+    before = lab.start_times()
+    run = lab.succeed(lab.playbook("site"))
+    lab.record("noop_site", seconds=round(run.seconds, 1), changed=run.total("changed"), hosts=len(run.recap))
+    assert run.total("changed") == 0, run.changed_tasks()
+    assert lab.start_times() == before
+    assert run.seconds <= NOOP_SECONDS
+
+
+def test_check_mode_on_a_converged_lab_finds_nothing() -> None:
+    run = lab.succeed(lab.playbook("site", "--check", "--diff"))
+    assert run.total("changed") == 0, run.changed_tasks()
+    assert run.total("failed") == 0
+
+
+def test_a_limited_run_touches_no_other_host() -> None:
+    run = lab.succeed(lab.playbook("site", "--limit", "lab-redis2"))
+    assert set(run.recap) - {"localhost"} == {"lab-redis2"}
+    assert run.total("changed") == 0, run.changed_tasks()

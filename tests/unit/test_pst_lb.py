@@ -1,0 +1,132 @@
+"""pst-lb: what it reads from the kernel and from HAProxy, and in which order it moves the address."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "roles/load_balancer/files/pst_lb.py"
+VIP = "10.78.16.10"
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:01BB 00000000:0000 0A 00000000:00000000 00:00000000 00000000   104        0 1 1
+   1: 0A104E0A:01BB 1F104E0A:C001 01 00000000:00000000 00:00000000 00000000   104        0 1 1
+   2: 0A104E0A:01BB 1F104E0A:C002 05 00000000:00000000 00:00000000 00000000   104        0 1 1
+   3: 0A104E0A:01BB 1F104E0A:C003 04 00000000:00000000 00:00000000 00000000   104        0 1 1
+   4: 0A104E0A:0050 1F104E0A:C004 03 00000000:00000000 00:00000000 00000000   104        0 1 1
+   5: 0A104E0A:0016 1F104E0A:C005 01 00000000:00000000 00:00000000 00000000   104        0 1 1
+   6: 0B104E0A:01BB 1F104E0A:C006 01 00000000:00000000 00:00000000 00000000   104        0 1 1
+"""
+
+
+@pytest.fixture
+def pst_lb(tmp_path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pst_lb", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pst_lb"] = module
+    spec.loader.exec_module(module)
+    module.RUN = tmp_path
+    return module
+
+
+@pytest.fixture
+def settings(pst_lb: ModuleType):
+    return pst_lb.Settings(VIP, (80, 443), close_seconds=0.05, hold_seconds=0.05)
+
+
+def test_connections_are_those_of_the_address_that_are_not_finished(pst_lb: ModuleType) -> None:
+    assert pst_lb.open_connections(TABLE.splitlines(), VIP, (80, 443)) == {
+        "1F104E0A:C001",
+        "1F104E0A:C003",
+        "1F104E0A:C004",
+    }
+
+
+def test_map_is_written_as_haproxy_shows_it(pst_lb: ModuleType) -> None:
+    assert pst_lb.map_lines("0x55d5f8 active be_green\n0x55d600 canary 5\n\n") == "active be_green\ncanary 5\n"
+
+
+def test_save_refuses_an_answer_that_is_no_state(pst_lb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pst_lb, "ask", lambda *_: "Unknown command\n")
+    monkeypatch.setattr(pst_lb, "replace", lambda *_: pytest.fail("wrote what HAProxy did not say"))
+    with pytest.raises(pst_lb.PstLbError, match="Unknown command"):
+        pst_lb.save()
+
+
+def test_replace_is_readable_whatever_the_umask(pst_lb: ModuleType, tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        pst_lb.replace(tmp_path / "active.map", "active be_blue\n")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "active.map").read_text() == "active be_blue\n"
+    assert (tmp_path / "active.map").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["active.map"]
+
+
+class Balancer:
+    """A balancer that has the address until it is forbidden, with connections that close step by step."""
+
+    def __init__(self, pst_lb: ModuleType, monkeypatch: pytest.MonkeyPatch, steps: list[set[str]]) -> None:
+        self.module = pst_lb
+        self.events: list[str] = []
+        self.steps = steps
+        self.obeys = True
+        monkeypatch.setattr(pst_lb, "holds", lambda _vip: not self.obeys or "forbid" not in self.events)
+        monkeypatch.setattr(pst_lb, "haproxy_answers", lambda: True)
+        monkeypatch.setattr(pst_lb, "connections", lambda _settings: self.step())
+        monkeypatch.setattr(pst_lb, "forbid", lambda _reason, _on: self.events.append("forbid"))
+        monkeypatch.setattr(pst_lb, "closing", lambda: self.phase("closing"))
+        monkeypatch.setattr(pst_lb, "holding", lambda _settings: self.phase("holding"))
+
+    def step(self) -> set[str]:
+        return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.events.append(name)
+        yield
+        self.events.append(f"end of {name}")
+
+
+def test_release_lets_clients_go_then_holds_new_ones_then_moves(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a", "b"}, {"b", "c"}, {"c"}, {"c"}, set()])
+    result = pst_lb.release(settings, "maintenance")
+    assert balancer.events == ["closing", "holding", "forbid", "end of holding", "end of closing"]
+    assert result["moved"]
+    assert result["broken"] == 0
+
+
+def test_release_is_bounded_and_says_what_it_broke(pst_lb, settings, monkeypatch) -> None:
+    Balancer(pst_lb, monkeypatch, [{"idle"}])
+    assert pst_lb.release(settings, "maintenance")["broken"] == 1
+
+
+def test_release_without_the_address_only_forbids_it(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [set()])
+    monkeypatch.setattr(pst_lb, "holds", lambda _vip: False)
+    assert pst_lb.release(settings, "maintenance") == {"moved": False}
+    assert balancer.events == ["forbid"]
+
+
+def test_release_fails_when_keepalived_does_not_obey(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [set()])
+    balancer.obeys = False
+    monkeypatch.setattr(pst_lb, "MOVE_SECONDS", 0.02)
+    with pytest.raises(pst_lb.PstLbError, match=f"{VIP} is still on this host"):
+        pst_lb.release(settings, "maintenance")
+    assert balancer.events[-1] == "end of closing" or balancer.events[-1] == "forbid"
+
+
+def test_reasons_are_independent(pst_lb: ModuleType) -> None:
+    for reason in pst_lb.REASONS:
+        pst_lb.forbid(reason, False)
+    pst_lb.forbid("maintenance", True)
+    assert [reason for reason in pst_lb.REASONS if pst_lb.forbidden(reason)] == ["maintenance"]
