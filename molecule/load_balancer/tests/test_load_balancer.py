@@ -114,25 +114,32 @@ def probing(client: Host, name: str, *options: str) -> Iterator[dict[str, Any]]:
     print(name, {key: value for key, value in account.items() if key != "failures"}, account["failures"][:5])
 
 
-def call(
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def get(
+    name: str,
+    address: str,
+    port: int,
+    path: str,
+    context: ssl.SSLContext,
     method: str = "GET",
-    path: str = "/",
-    *,
-    name: str = API,
     headers: dict[str, str] | None = None,
-    body: bytes | None = None,
-) -> tuple[int, dict[str, str], bytes]:
-    """One request through the virtual address, with TLS verified."""
-    context = ssl.create_default_context(cafile=CA)
+) -> Answer:
+    """One request to an address, with TLS verified for a name."""
     connection = http.client.HTTPSConnection(name, context=context, timeout=10)
-    raw = socket.create_connection((VIP, 443), timeout=10)
-    connection.sock = context.wrap_socket(raw, server_hostname=name)
+    connection.sock = context.wrap_socket(socket.create_connection((address, port), timeout=10), server_hostname=name)
     try:
-        connection.request(method, path, body=body, headers=headers or {})
+        connection.request(method, path, headers=headers or {})
         answer = connection.getresponse()
         return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
     finally:
         connection.close()
+
+
+def call(method: str = "GET", path: str = "/", *, name: str = API, headers: dict[str, str] | None = None) -> Answer:
+    """One request through the virtual address."""
+    return get(name, VIP, 443, path, ssl.create_default_context(cafile=CA), method, headers)
 
 
 # What side_effect.yml did, with a probe running.
@@ -207,30 +214,19 @@ def test_large_body_is_refused_before_it_is_sent() -> None:
 
 
 def test_application_refuses_a_client_without_certificate() -> None:
-    context = ssl.create_default_context(cafile=CA)
-    with (
-        socket.create_connection((APPS["app1"], 8080), timeout=10) as raw,
-        pytest.raises((ssl.SSLError, ConnectionError)),
-        context.wrap_socket(raw, server_hostname=f"app1.{DOMAIN}") as connection,
-    ):
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: app1.{DOMAIN}\r\n\r\n".encode())
-        connection.recv(1)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        get(f"app1.{DOMAIN}", APPS["app1"], 8080, "/", ssl.create_default_context(cafile=CA))
 
 
 def test_metrics_need_a_certificate_of_the_site() -> None:
-    url = ("GET", "/metrics")
-    anonymous = ssl.create_default_context(cafile=CA)
-    connection = http.client.HTTPSConnection(BALANCERS["lb1"], 8404, context=anonymous, timeout=10)
-    with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
-        connection.request(*url)
-        connection.getresponse()
+    where = (f"lb1.{DOMAIN}", BALANCERS["lb1"], 8404, "/metrics")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        get(*where, ssl.create_default_context(cafile=CA))
     known = ssl.create_default_context(cafile=CA)
     known.load_cert_chain(STATE / "pki/client/node.pem")
-    connection = http.client.HTTPSConnection(BALANCERS["lb1"], 8404, context=known, timeout=10)
-    connection.request(*url)
-    answer = connection.getresponse()
-    assert answer.status == 200
-    assert b"haproxy_backend_active_servers" in answer.read()
+    status, _, body = get(*where, known)
+    assert status == 200
+    assert b"haproxy_backend_active_servers" in body
 
 
 def test_client_over_the_limit_gets_429(client: Host) -> None:

@@ -41,6 +41,7 @@ stop() {
         process) $sudo pkill -x -F "$state/dockerd.pid" dockerd || $sudo pkill -x dockerd || : ;;
     esac
     rm -rf "$state"
+    echo stopped
 }
 
 "$verb"

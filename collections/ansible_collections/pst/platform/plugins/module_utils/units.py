@@ -241,6 +241,8 @@ class Systemd:
             for unit in self.wanted
             if unit.name not in report.restarted and unit.started and is_stale(unit, after[unit.name], offset)
         ]
+        # Its conditions kept it out before, and now they hold: only the answer after the attempt tells.
+        report.started += [unit.name for unit in self.wanted if now[unit.name].left_out and after[unit.name].running]
         report.left_out = [unit.name for unit in self.wanted if unit.started and after[unit.name].left_out]
         report.before = self.text(before)
         report.after = self.text(after) + report.actions()
