@@ -2,7 +2,7 @@
 
 from ansible_collections.pst.platform.plugins.module_utils.packages import missing_packages
 
-LISTING = {"stdout_lines": ["installed haproxy", "config-files redis-server", "installed python3-pymongo"]}
+LISTING = {"stdout": "installed haproxy\nconfig-files redis-server\ninstalled python3-pymongo\n"}
 
 
 def test_only_what_is_installed_in_full_counts() -> None:

@@ -16,5 +16,6 @@ def missing_packages(names: str | Iterable[str], listing: Mapping[str, Any]) -> 
     one (a role that is run by itself), nothing is known to be installed and all the names are returned.
     """
     wanted = [names] if isinstance(names, str) else list(names)
-    lines = set(listing.get("stdout_lines", ()))
+    # Not stdout_lines: Ansible wraps every item of a list that a template touches.
+    lines = set(str(listing.get("stdout", "")).splitlines())
     return [name for name in wanted if f"installed {name}" not in lines]
