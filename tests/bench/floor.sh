@@ -1,0 +1,35 @@
+#!/bin/sh
+# floor.sh GROUP: what one host needs at the very least, without any care: the same packages, the same services started, no settings,
+# no checks, no second run. The floor that site.yml is compared with (bench.py sends and runs it on all hosts at once).
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+install() { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null; }
+
+install ca-certificates chrony logrotate openssl procps rsync tzdata nftables prometheus-node-exporter
+systemctl start chrony prometheus-node-exporter
+nft add table inet floor
+
+case $1 in
+    load_balancers)
+        install curl haproxy iproute2 keepalived
+        systemctl start haproxy ;;
+    mongodb)
+        install python3-pymongo libcurl4 libssl3
+        cp "$(find "$here/mongodb" -name mongod | head -1)" /usr/local/bin/mongod && chmod 0755 /usr/local/bin/mongod
+        mkdir -p /var/lib/floor
+        systemd-run --quiet --unit=floor-mongod /usr/local/bin/mongod --dbpath /var/lib/floor --replSet floor --bind_ip_all ;;
+    redis)
+        install redis-server redis-sentinel
+        systemctl start redis-server redis-sentinel ;;
+    app_nodes)
+        mkdir -p /srv/floor
+        tar -x -z -C /srv/floor -f "$(find "$here/releases" -name '*.tar.gz' | sort | tail -1)"
+        wheels=$(dirname "$(find /srv/floor -name '*.whl' | head -1)")
+        python3 -m venv --without-pip /srv/floor/venv
+        PYTHONPATH=$(find "$wheels" -name 'pip-*.whl') /srv/floor/venv/bin/python -m pip install --quiet --no-index \
+            --find-links "$wheels" msgspec prometheus-client pymongo redis starlette uvicorn ;;
+    ib_gateways) ;;
+    monitoring)
+        install prometheus
+        systemctl start prometheus ;;
+esac
