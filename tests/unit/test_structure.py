@@ -264,7 +264,7 @@ def test_every_playbook_begins_with_validate():
 def traces_of_this_machine() -> Iterator[str]:
     """Yield patterns of what is true on this machine only: its paths, and the registries that its tools are set to."""
     for path in (ROOT, ROOT.parent, Path.home()):
-        if len(path.parts) > 1 and path != Path("/root"):
+        if len(path.parts) > 2:  # a folder that any machine has, such as /tmp or /root, says nothing
             yield rf"(?<![\w.~-]){re.escape(str(path))}(?=[/\s\"'`])"
     pip = [sys.executable, "-m", "pip", "config", "list"]
     settings = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
