@@ -25,5 +25,6 @@ def platform() -> None:
     # At the highest verbosity: test_9_secrets.py looks through what a first run says.
     made = lab.succeed(lab.playbook("lab", "-vvv", "--diff", timeout=1800))
     if bare:
+        lab.FIRST_RUN.parent.mkdir(parents=True, exist_ok=True)
         lab.FIRST_RUN.write_text(made.output)
     lab.record("make_lab", seconds=round(made.seconds, 1), on_bare_hosts=bare)

