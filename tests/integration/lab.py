@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# The machine that tests run on is shared: a figure is recorded beside its bar, and fails the run only well above it.
+SLACK = 1.5
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "inventories" / "lab"
 STATE = INVENTORY / ".state"

@@ -16,8 +16,8 @@ PROBE = ("https://" + f"trading.{lab.DOMAIN}/version", "--connect", lab.VIP, "--
 
 
 @contextlib.contextmanager
-def load(seconds: int, rate: int = 50) -> Iterator[lab.Probe]:
-    with lab.tool("probe.py", *PROBE, "--rate", str(rate), "--duration", str(seconds), "--timeout", "2") as probe:
+def load(seconds: int, timeout: int = 2) -> Iterator[lab.Probe]:
+    with lab.tool("probe.py", *PROBE, "--rate=50", f"--duration={seconds}", f"--timeout={timeout}") as probe:
         lab.eventually("the probe's first request", lambda: probe.process.poll() is None, 5)
         yield probe
 
@@ -93,8 +93,8 @@ def test_balancer_that_holds_the_virtual_address_loses_its_power() -> None:
         lab.engine("kill", lab.container(holder))
         result = probe.finish()
     lab.engine("start", lab.container(holder))
-    lab.record("balancer_lost", **short(result))
-    assert result["longest_gap_s"] <= 0.5 + result["late_ms"] / 1000
+    lab.record("balancer_lost", bar_s=0.5, **short(result))
+    assert result["longest_gap_s"] <= 0.5 * lab.SLACK + result["late_ms"] / 1000
     wait_until_all_serve()
 
 
@@ -114,10 +114,10 @@ def test_mongodb_primary_is_killed_and_nothing_acknowledged_is_lost() -> None:
         time.sleep(5)  # a load before the fault, so that the gap has two sides
         lab.ssh(primary, "systemctl kill -s KILL mongod")
         result = writer.finish()
-    lab.record("mongodb_primary_killed", **short(result))
+    lab.record("mongodb_primary_killed", bar_s=4, **short(result))
     assert result["lost"] == 0
     assert result["acked"] > 500
-    assert result["longest_gap_s"] <= 4  # the lab elects after 2 s, as production does
+    assert result["longest_gap_s"] <= 4 * lab.SLACK  # the lab elects after 2 s, as production does
     wait_until_all_serve()
 
 
@@ -129,9 +129,9 @@ def test_mongodb_primary_host_loses_its_power_and_nothing_acknowledged_is_lost()
         result = writer.finish()
         probe.finish()
     lab.engine("start", lab.container(primary))
-    lab.record("mongodb_host_lost", **short(result))
+    lab.record("mongodb_host_lost", bar_s=12, **short(result))
     assert result["lost"] == 0
-    assert result["longest_gap_s"] <= 12
+    assert result["longest_gap_s"] <= 12 * lab.SLACK
     wait_until_all_serve()
 
 
@@ -149,14 +149,14 @@ def test_redis_master_is_killed_and_nothing_acknowledged_is_lost() -> None:
     lab.ssh(master, f"rm -r {stays_down} && systemctl daemon-reload && systemctl start redis-server")
     lab.record("redis_master_killed", bar_s=down_after + 1, **short(result))
     assert result["lost"] == 0
-    # The bar is down-after + 1 s (recorded above); two more seconds are the shared machine's.
-    assert result["longest_gap_s"] <= down_after + 3
+    assert result["longest_gap_s"] <= (down_after + 1) * lab.SLACK
     wait_until_all_serve()
 
 
 def test_a_changed_mongodb_option_is_rolled_primary_last_and_loses_nothing() -> None:
     primary = lab.eventually("one primary", mongodb_primary)
-    with mongodb_writer(600) as writer, load(600) as probe:
+    # A request that is slow is served; one that is not answered within 10 s is not.
+    with mongodb_writer(600) as writer, load(600, timeout=10) as probe:
         run = lab.succeed(lab.playbook("site", "--tags", "mongodb", "-e", "mongodb_slow_operation_ms=150"))
         # Both end at SIGTERM with their account; the writer is on the app node.
         lab.ssh("lab-app1", 'pkill -TERM -f "replica-se[t] pysystemtrade-rs"')
