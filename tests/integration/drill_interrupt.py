@@ -23,7 +23,7 @@ def converges() -> None:
     lab.succeed(lab.playbook("site", timeout=1800))
     again = lab.succeed(lab.playbook("site"))
     assert again.total("changed") == 0, again.changed_tasks()
-    lab.eventually("healthy platform", lambda: lab.playbook("status").code == 0, 180, 3)
+    lab.wait_until_all_serve()
 
 
 def test_a_run_killed_while_it_replaces_lost_hosts() -> None:

@@ -65,6 +65,20 @@ def environment() -> dict[str, str]:
     }
 
 
+def start_playbook(name: str, *arguments: str, output: int) -> subprocess.Popen[str]:
+    """Start a playbook as a user does, in a process group of its own."""
+    return subprocess.Popen(
+        ["ansible-playbook", f"playbooks/{name}.yml", "-i", "inventories/lab", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def recap_of(output: str) -> dict[str, dict[str, int]]:
     """Read the closing recap of ansible-playbook."""
     hosts = {}
@@ -75,20 +89,15 @@ def recap_of(output: str) -> dict[str, dict[str, int]]:
 
 
 def playbook(name: str, *arguments: str, timeout: float = 900) -> Run:
-    """Run a playbook as a user does."""
+    """Run a playbook to its end."""
     started = time.monotonic()
-    done = subprocess.run(
-        ["ansible-playbook", f"playbooks/{name}.yml", "-i", "inventories/lab", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    return Run(done.returncode, done.stdout, time.monotonic() - started, recap_of(done.stdout))
+    process = start_playbook(name, *arguments, output=subprocess.PIPE)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except BaseException:
+        kill(process)
+        raise
+    return Run(process.returncode, output, time.monotonic() - started, recap_of(output))
 
 
 def succeed(run: Run) -> Run:
@@ -97,22 +106,19 @@ def succeed(run: Run) -> Run:
     return run
 
 
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill the whole process group, as a lost control node would."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def interrupted(name: str, after: float, *arguments: str) -> bool:
     """Start a playbook and SIGKILL its process group after so many seconds; False where it had ended by then."""
-    process = subprocess.Popen(
-        ["ansible-playbook", f"playbooks/{name}.yml", "-i", "inventories/lab", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start_playbook(name, *arguments, output=subprocess.DEVNULL)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         return True
     return False
 
@@ -160,6 +166,10 @@ def eventually(what: str, ask: Callable[[], T], within: float = 60, pause: float
                 return last
         time.sleep(pause)
     raise AssertionError(f"{what}: not within {within:g} s; last seen: {last!r}")
+
+
+def wait_until_all_serve() -> None:
+    eventually("healthy platform", lambda: playbook("status").code == 0, 180, 3)
 
 
 def secret(name: str) -> str:

@@ -73,10 +73,6 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in wanted if key in result}
 
 
-def wait_until_all_serve() -> None:
-    lab.eventually("healthy platform", lambda: lab.playbook("status").code == 0, 180, 3)
-
-
 def test_haproxy_killed_on_the_holder_of_the_virtual_address() -> None:
     holder = lab.vip_holder()
     with load(20) as probe:
@@ -84,7 +80,7 @@ def test_haproxy_killed_on_the_holder_of_the_virtual_address() -> None:
         result = probe.finish()
     lab.record("haproxy_killed", **short(result))
     assert result["longest_gap_s"] <= 2.1
-    wait_until_all_serve()
+    lab.wait_until_all_serve()
 
 
 def test_balancer_that_holds_the_virtual_address_loses_its_power() -> None:
@@ -95,7 +91,7 @@ def test_balancer_that_holds_the_virtual_address_loses_its_power() -> None:
     lab.engine("start", lab.container(holder))
     lab.record("balancer_lost", bar_s=0.5, **short(result))
     assert result["longest_gap_s"] <= 0.5 * lab.SLACK + result["late_ms"] / 1000
-    wait_until_all_serve()
+    lab.wait_until_all_serve()
 
 
 def test_app_node_loses_its_power() -> None:
@@ -105,7 +101,7 @@ def test_app_node_loses_its_power() -> None:
     lab.engine("start", lab.container("lab-app2"))
     lab.record("app_node_lost", **short(result))
     assert result["longest_gap_s"] <= 3
-    wait_until_all_serve()
+    lab.wait_until_all_serve()
 
 
 def test_mongodb_primary_is_killed_and_nothing_acknowledged_is_lost() -> None:
@@ -118,7 +114,7 @@ def test_mongodb_primary_is_killed_and_nothing_acknowledged_is_lost() -> None:
     assert result["lost"] == 0
     assert result["acked"] > 500
     assert result["longest_gap_s"] <= 4 * lab.SLACK  # the lab elects after 2 s, as production does
-    wait_until_all_serve()
+    lab.wait_until_all_serve()
 
 
 def test_mongodb_primary_host_loses_its_power_and_nothing_acknowledged_is_lost() -> None:
@@ -132,7 +128,7 @@ def test_mongodb_primary_host_loses_its_power_and_nothing_acknowledged_is_lost()
     lab.record("mongodb_host_lost", bar_s=12, **short(result))
     assert result["lost"] == 0
     assert result["longest_gap_s"] <= 12 * lab.SLACK
-    wait_until_all_serve()
+    lab.wait_until_all_serve()
 
 
 def test_redis_master_is_killed_and_nothing_acknowledged_is_lost() -> None:
@@ -150,7 +146,7 @@ def test_redis_master_is_killed_and_nothing_acknowledged_is_lost() -> None:
     lab.record("redis_master_killed", bar_s=down_after + 1, **short(result))
     assert result["lost"] == 0
     assert result["longest_gap_s"] <= (down_after + 1) * lab.SLACK
-    wait_until_all_serve()
+    lab.wait_until_all_serve()
 
 
 def test_a_changed_mongodb_option_is_rolled_primary_last_and_loses_nothing() -> None:
