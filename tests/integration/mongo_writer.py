@@ -115,11 +115,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def stop_on_signal(stop: threading.Event) -> None:
+    """Set the event at SIGTERM or SIGINT, from a thread: in a handler, a second signal would wait for the first one's lock."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    threading.Thread(target=lambda: (signal.sigwait(ends), stop.set()), daemon=True).start()
+
+
 def main() -> int:
     options = arguments()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on_signal(stop)
     client: Any = pymongo.MongoClient(
         options.hosts.split(","),
         replicaSet=options.replica_set,

@@ -179,12 +179,18 @@ def arguments(words: list[str]) -> argparse.Namespace:
     return given
 
 
+def stop_on_signal(stop: threading.Event) -> None:
+    """Set the event at SIGTERM or SIGINT, from a thread: in a handler, a second signal would wait for the first one's lock."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    threading.Thread(target=lambda: (signal.sigwait(ends), stop.set()), daemon=True).start()
+
+
 def main(words: list[str]) -> int:
     given = arguments(words)
     resolve_as_told(dict(name.split("=", 1) for name in given.resolve))
     stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
+    stop_on_signal(stop)
     started = time.monotonic()
     ledger = run(given, stop)
     result = Result(
