@@ -180,7 +180,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 
 def stop_on_signal(stop: threading.Event) -> None:
-    """Set the event at SIGTERM or SIGINT, from a thread: in a handler, a second signal would wait for a lock of the first."""
+    """Set the event at SIGTERM or SIGINT, from a thread: a second signal in a handler would wait for its own lock."""
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     threading.Thread(target=lambda: (signal.sigwait(ends), stop.set()), daemon=True).start()
