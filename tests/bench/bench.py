@@ -57,7 +57,7 @@ def bare_hosts() -> None:
 
 def floor_on(group: str, host: str) -> None:
     """Send what the host needs and run the script, all over one ssh connection."""
-    files = {"mongodb": ["mongodb"], "app_nodes": ["releases"]}.get(group, [])
+    files = {"mongodb": ["mongodb"], "app_nodes": ["releases", "agent"]}.get(group, [])
     pack = subprocess.Popen(
         [
             "tar",

@@ -22,12 +22,14 @@ case $1 in
         install redis-server redis-sentinel
         systemctl start redis-server redis-sentinel ;;
     app_nodes)
-        mkdir -p /srv/floor
-        tar -x -z -C /srv/floor -f "$(find "$here/releases" -name '*.tar.gz' | sort | tail -1)"
-        wheels=$(dirname "$(find /srv/floor -name '*.whl' | head -1)")
-        python3 -m venv --without-pip /srv/floor/venv
-        PYTHONPATH=$(find "$wheels" -name 'pip-*.whl') /srv/floor/venv/bin/python -m pip install --quiet --no-index \
-            --find-links "$wheels" msgspec prometheus-client pymongo redis starlette uvicorn ;;
+        for part in releases agent; do
+            folder=/srv/floor/$part
+            mkdir -p "$folder"
+            tar -x -z -C "$folder" -f "$(find "$here/$part" -name '*.tar.gz' | sort | tail -1)"
+            python3 -m venv --without-pip "$folder/venv"
+            PYTHONPATH=$(find "$folder/wheels" -name 'pip-*.whl') "$folder/venv/bin/python" -m pip install --quiet --no-index \
+                --find-links "$folder/wheels" --requirement "$folder/source/requirements.txt"
+        done ;;
     ib_gateways) ;;
     monitoring)
         install prometheus

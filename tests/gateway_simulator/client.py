@@ -59,12 +59,13 @@ class Client:
         (length,) = struct.unpack(">I", head)
         return self._stream.read(length).decode().split("\0")[:-1]
 
-    def until(self, last: Reply) -> Iterator[list[str]]:
-        """Yield messages up to and with the first one of a kind."""
+    def until(self, last: Reply, failed_id: int | None = None) -> Iterator[list[str]]:
+        """Yield messages up to and with the first one of a kind, or an error of one request."""
         while True:
             message = self.receive()
             yield message
-            if int(message[0]) == last:
+            kind = int(message[0])
+            if kind == last or (kind == Reply.ERROR and failed_id is not None and message[2] == str(failed_id)):
                 return
 
     def next_order_id(self) -> int:
@@ -72,11 +73,28 @@ class Client:
         *_, message = self.until(Reply.NEXT_VALID_ID)
         return int(message[2])
 
-    def place(self, order_id: int, symbol: str, quantity: float, order_type: str = "MKT", limit: str = "") -> None:
-        """Send a stock order; a negative quantity sells."""
-        contract = ("0", symbol, "STK", "", "0.0", "", "", "SMART", "", "USD", "", "")
-        order = ("BUY" if quantity > 0 else "SELL", abs(quantity), order_type, limit, "", "DAY", "", "", "", 0, "test")
-        self.send(Request.PLACE_ORDER, order_id, *contract, "", "", *order, *[""] * _AFTER_REFERENCE, "", 0, "")
+    def place(
+        self,
+        order_id: int,
+        symbol: str,
+        quantity: float,
+        order_type: str = "MKT",
+        limit: str = "",
+        *,
+        reference: str = "test",
+        sec_type: str = "STK",
+        expiry: str = "",
+        what_if: bool = False,
+    ) -> None:
+        """Send an order; a negative quantity sells."""
+        contract = ("0", symbol, sec_type, expiry, "0.0", "", "", "SMART", "", "USD", "", "")
+        side = "BUY" if quantity > 0 else "SELL"
+        order = (side, abs(quantity), order_type, limit, "", "DAY", "", "", "", 0, reference)
+        self.send(Request.PLACE_ORDER, order_id, *contract, "", "", *order, *[""] * _AFTER_REFERENCE, "", "", what_if)
+
+    def cancel(self, order_id: int) -> None:
+        """Ask for the cancellation of an order of this client."""
+        self.send(Request.CANCEL_ORDER, 1, order_id, "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="gateway_simulator.client", description=__doc__)
     parser.add_argument("address", help="host:port")
     parser.add_argument("--client-id", type=int, default=900)
-    parser.add_argument("verb", choices=["version", "buy", "executions"])
+    parser.add_argument("--reference", default="test", help="the order's own mark, such as pst:7:1")
+    parser.add_argument("--limit", default="", help="makes it a limit order, which is not waited for")
+    parser.add_argument("verb", choices=["version", "buy", "sell", "executions", "open"])
     parser.add_argument("symbol", nargs="?", default="IBM")
     parser.add_argument("quantity", nargs="?", type=float, default=1.0)
     options = parser.parse_args(arguments)
@@ -93,15 +113,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.verb == "version":
             print(client.server_version)
             return
-        order_id = client.next_order_id()
-        if options.verb == "buy":
-            client.place(order_id, options.symbol, options.quantity)
-            messages = client.until(Reply.COMMISSION)
-        else:
-            client.send(Request.EXECUTIONS, 3, 1, *[""] * 7)
-            messages = client.until(Reply.EXECUTION_END)
-        for message in messages:
+        for message in _ask(client, options):
             print(json.dumps(message))
+
+
+def _ask(client: Client, options: argparse.Namespace) -> Iterator[list[str]]:
+    order_id = client.next_order_id()
+    if options.verb == "executions":
+        client.send(Request.EXECUTIONS, 3, 1, *[""] * 7)
+        return client.until(Reply.EXECUTION_END)
+    if options.verb == "open":
+        client.send(Request.ALL_OPEN_ORDERS, 1)
+        return client.until(Reply.OPEN_ORDER_END)
+    quantity = options.quantity if options.verb == "buy" else -options.quantity
+    kind = "LMT" if options.limit else "MKT"
+    client.place(order_id, options.symbol, quantity, kind, options.limit, reference=options.reference)
+    return client.until(Reply.ORDER_STATUS if options.limit else Reply.COMMISSION, failed_id=order_id)
 
 
 if __name__ == "__main__":

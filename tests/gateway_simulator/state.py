@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,19 +12,35 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 START_CASH = 1_000_000.0
 COMMISSION_PER_UNIT = 0.85
+# How a trader marks its orders: the epoch of its lease, its own number of the order, and what it likes to add.
+_REFERENCE = re.compile(r"pst:(\d+):.+")
+
+Record = Mapping[str, Any]
+OrderKey = tuple[int, int]
 
 
 class Status(StrEnum):
     """State of an order, in the broker's words."""
 
+    PENDING = "PendingSubmit"  # the gateway has it, the broker has not confirmed it
     SUBMITTED = "Submitted"
     FILLED = "Filled"
     CANCELLED = "Cancelled"
+    REJECTED = "Inactive"
+
+
+class Event(StrEnum):
+    """What can happen to an order, in the words of the log."""
+
+    PLACED = "placed"
+    MODIFIED = "modified"
+    FILLED = "filled"  # in part or in full: see `shares`
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,11 @@ class Contract:
 
 @dataclass(frozen=True)
 class Order:
-    """An order as it was accepted."""
+    """An order as it was accepted; the broker gives it its permanent id."""
 
     account: str
     client_id: int
     order_id: int
-    perm_id: int
     contract: Contract
     action: str
     quantity: float
@@ -77,31 +93,52 @@ class Order:
     aux_price: str
     time_in_force: str
     reference: str
+    perm_id: int = 0
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> OrderKey:
         """Order ids are unique per client only."""
         return self.client_id, self.order_id
+
+    @property
+    def sign(self) -> int:
+        """1 for a purchase."""
+        return 1 if self.action == "BUY" else -1
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the lease that the trader held by its own words."""
+        match = _REFERENCE.fullmatch(self.reference)
+        return int(match[1]) if match else None
+
+    @classmethod
+    def from_record(cls, record: Record) -> Order:
+        """Read an order out of a record of the log or of a command."""
+        names = {field.name for field in fields(cls)} - {"contract"}
+        return cls(contract=Contract(**record["contract"]), **{name: record[name] for name in names})
 
 
 @dataclass(frozen=True)
 class Fill:
-    """One execution of an order; the simulator fills in one piece."""
+    """One execution of an order."""
 
     execution_id: str
     order: Order
+    shares: float
     price: float
-    at: str
+    at: datetime
+    cumulative: float
+    average_price: float
 
     @property
     def signed_quantity(self) -> float:
         """Positive for a purchase."""
-        return self.order.quantity if self.order.action == "BUY" else -self.order.quantity
+        return self.shares * self.order.sign
 
     @property
     def commission(self) -> float:
         """A flat rate per unit."""
-        return round(self.order.quantity * COMMISSION_PER_UNIT, 2)
+        return round(self.shares * COMMISSION_PER_UNIT, 2)
 
 
 @dataclass
@@ -122,25 +159,18 @@ class Position:
 
 
 class OrderLog:
-    """JSON lines, only ever appended to, on disk before the client hears of them. Also the oracle of the tests."""
+    """JSON lines, only ever appended to, on disk before anybody hears of them. Also the oracle of the tests."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._file = path.open("ab+")
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
             if self._file.read() != b"\n":  # torn by a power cut: what follows must not stick to it
                 self._file.write(b"\n")
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for line in self._path.read_bytes().splitlines():
-            with suppress(json.JSONDecodeError):  # the line that a power cut tore was never acknowledged
-                yield json.loads(line)
-
-    def append(self, event: str, record: Mapping[str, Any]) -> None:
-        """Write one event and wait until it is on disk."""
-        line = {"event": event, "at": datetime.now(UTC).isoformat(), **record}
-        self._file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+    def append(self, record: Record) -> None:
+        """Write one record and wait until it is on disk."""
+        self._file.write(json.dumps(record, sort_keys=True).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -149,41 +179,31 @@ class OrderLog:
         self._file.close()
 
 
-def _price(contract: Contract, limit_price: str) -> float:
-    """The simulator has no market: it takes the limit, else a price that depends on the symbol alone."""
-    with suppress(ValueError):
-        return float(limit_price)
-    return 50.0 + sum(contract.symbol.encode()) % 100
-
-
-def _order(record: Mapping[str, Any]) -> Order:
-    names = {field.name for field in fields(Order)} - {"contract"}
-    return Order(contract=Contract(**record["contract"]), **{name: record[name] for name in names})
+def read_log(path: Path) -> Iterator[Record]:
+    """Yield the records of a log; the line that a power cut tore was never acknowledged."""
+    for line in path.read_bytes().splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 class Book:
-    """Orders, fills and positions of one account. Rebuilt from the log at start, so that they outlive the process."""
+    """Orders, fills and positions of one account: the sum of the log's records. Broker and gateways each have one."""
 
-    def __init__(self, account: str, log: OrderLog) -> None:
+    def __init__(self, account: str) -> None:
         self.account = account
-        self.orders: dict[tuple[int, int], Order] = {}
-        self.status: dict[tuple[int, int], Status] = {}
+        self.records: list[Record] = []
+        self.orders: dict[OrderKey, Order] = {}
+        self.status: dict[OrderKey, Status] = {}
+        self.changed_at: dict[OrderKey, datetime] = {}
+        self.filled: defaultdict[OrderKey, float] = defaultdict(float)
         self.fills: list[Fill] = []
-        self.positions: defaultdict[Contract, Position] = defaultdict(Position)
-        self._log = log
-        for record in log:
-            self._apply(record["event"], record)
-
-    def __enter__(self) -> Book:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._log.close()
+        self.positions: defaultdict[str, Position] = defaultdict(Position)  # by contract id
+        self.contracts: dict[str, Contract] = {}
 
     @property
     def next_order_id(self) -> int:
         """The lowest order id that no client has used."""
-        return max((order.order_id for order in self.orders.values()), default=0) + 1
+        return max((order_id for _, order_id in self.orders), default=0) + 1
 
     @property
     def open_orders(self) -> list[Order]:
@@ -204,33 +224,44 @@ class Book:
             "FullMaintMarginReq": 0.0,
         }
 
-    def place(self, order: Order) -> None:
-        """Accept an order."""
-        self._commit("placed", asdict(order))
+    def average_price(self, key: OrderKey) -> float:
+        """Average price of what an order has got so far."""
+        mine = [fill for fill in self.fills if fill.order.key == key]
+        return mine[-1].average_price if mine else 0.0
 
-    def fill(self, order: Order) -> Fill:
-        """Fill an order in full."""
-        price = _price(order.contract, order.limit_price)
-        self._commit("filled", asdict(order) | {"execution_id": f"sim.{order.perm_id}.01", "price": price})
-        return self.fills[-1]
+    def apply(self, record: Record) -> Fill | None:
+        """Take a record in; return the fill that it reports."""
+        event, order, at = Event(record["event"]), Order.from_record(record), datetime.fromisoformat(record["at"])
+        key, fill = order.key, None
+        self.records.append(record)
+        self.orders[key] = order
+        self.changed_at[key] = at
+        self.contracts[order.contract.con_id] = order.contract
+        match event:
+            case Event.PLACED | Event.MODIFIED:
+                self.status[key] = Status.SUBMITTED
+            case Event.CANCELLED:
+                self.status[key] = Status.CANCELLED
+            case Event.REJECTED:
+                self.status[key] = Status.REJECTED
+            case Event.FILLED:
+                fill = self._fill(record, order, at)
+        return fill
 
-    def cancel(self, order: Order) -> None:
-        """Take an order back."""
-        self._commit("cancelled", asdict(order))
+    def _fill(self, record: Record, order: Order, at: datetime) -> Fill:
+        shares, price = record["shares"], record["price"]
+        before = self.filled[order.key]
+        total = before + shares
+        average = (before * self.average_price(order.key) + shares * price) / total
+        fill = Fill(record["execution_id"], order, shares, price, at, total, average)
+        self.fills.append(fill)
+        self.filled[order.key] = total
+        self.positions[order.contract.con_id].add(fill.signed_quantity, price)
+        self.status[order.key] = Status.FILLED if total >= order.quantity else Status.SUBMITTED
+        return fill
 
-    def _commit(self, event: str, record: Mapping[str, Any]) -> None:
-        self._log.append(event, record)
-        self._apply(event, {"at": datetime.now(UTC).isoformat(), **record})
 
-    def _apply(self, event: str, record: Mapping[str, Any]) -> None:
-        order = _order(record)
-        self.orders[order.key] = order
-        self.status[order.key] = {
-            "placed": Status.SUBMITTED,
-            "filled": Status.FILLED,
-            "cancelled": Status.CANCELLED,
-        }[event]
-        if event == "filled":
-            fill = Fill(record["execution_id"], order, record["price"], record["at"])
-            self.fills.append(fill)
-            self.positions[order.contract].add(fill.signed_quantity, fill.price)
+def make_record(event: Event, order: Order, gateway: str, **details: Any) -> Record:
+    """Write down what happened to an order, through which gateway, and when."""
+    at = datetime.now(UTC).isoformat()
+    return {"event": event.value, "at": at, "gateway": gateway, "epoch": order.epoch, **asdict(order), **details}

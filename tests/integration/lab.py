@@ -126,7 +126,7 @@ def interrupted(name: str, after: float, *arguments: str) -> bool:
 def ssh(host: str, command: str, *, check: bool = True, timeout: float = 60, stdin: str = "") -> str:
     """Run a shell command as root on a host; returns what it printed."""
     done = subprocess.run(
-        ["ssh", "-F", str(STATE / "ssh" / "config"), host, "sudo", "-n", "sh", "-c", f"'{quoted(command)}'"],
+        remote(host, command),
         input=stdin,
         capture_output=True,
         text=True,
@@ -136,6 +136,11 @@ def ssh(host: str, command: str, *, check: bool = True, timeout: float = 60, std
     if check:
         assert done.returncode == 0, f"{host}: {command}\nexit status {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
+
+
+def remote(host: str, command: str) -> list[str]:
+    """Return the command line that runs a shell command as root on a host."""
+    return ["ssh", "-F", str(STATE / "ssh" / "config"), host, "sudo", "-n", "sh", "-c", f"'{quoted(command)}'"]
 
 
 def quoted(text: str) -> str:
@@ -237,8 +242,8 @@ def writer(script: str, *arguments: str, host: str = "lab-app1") -> Iterator[Pro
 
 HOSTS = (*BALANCERS, *APPS, *MONGODB, *REDIS, "lab-ibgw1", "lab-ibgw2", "lab-mon1")
 UNITS = (
-    "mongod redis-server redis-sentinel haproxy keepalived pst-app@blue ib-gateway prometheus prometheus-node-exporter"
-    " chrony ssh pst-firewall"
+    "mongod redis-server redis-sentinel haproxy keepalived pst-app@blue pst-dashboard@blue ib-gateway prometheus"
+    " prometheus-node-exporter chrony ssh pst-firewall"
 )
 
 

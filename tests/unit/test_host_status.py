@@ -51,6 +51,14 @@ def test_the_state_of_a_service(unit: status.Unit, service: status.Service, stat
     assert (row.state, row.ok) == (state, ok)
 
 
+def test_the_gate_of_a_standby_gateway_stands_by_with_it() -> None:
+    gate = status.Service("t", "gate", "g.service", optional=True, follows="s.service")
+    down = status.Unit("loaded", "inactive", "dead", "enabled", "")
+    for gateway, state in ((STOPPED, "standby"), (ACTIVE, "inactive (dead)")):
+        unit = status.unit_of(gate, {"g.service": down, "s.service": gateway})
+        assert status.row_of("h", gate, unit, {}, CONTEXT).state == state
+
+
 def test_a_service_tells_its_version_and_else_its_package_does() -> None:
     service = status.Service("t", "s", "s.service", package="p")
     asked = status.Service("t", "s", "s.service", package="p", probe=answers)
@@ -129,6 +137,50 @@ def test_a_host_without_an_answer_is_a_row() -> None:
     rows = status.report(results, GROUPS)
     assert rows[0]["state"] == "no answer: connection refused"
     assert not rows[0]["ok"]
+
+
+def placement(
+    *, holds: bool = False, epoch: int | None = None, stays_out: bool = False, problem: str = ""
+) -> dict[str, Any]:
+    return {"holds": holds, "epoch": epoch, "stays_out": stays_out, "problem": problem}
+
+
+def test_the_state_of_a_guard() -> None:
+    state = status.guard_state(
+        {
+            "trading": placement(holds=True, epoch=7),
+            "strategies": placement(),
+            "reports": placement(),
+            "operations": placement(stays_out=True),
+        }
+    )
+    assert state == "holds trading (epoch 7); stays out of operations; standby for strategies, reports"
+    assert status.held_by(state) == {"trading": True, "strategies": False, "reports": False, "operations": False}
+    assert status.held_by("failed (failed)") == {}
+    with pytest.raises(status.ProbeError, match="trading: MongoDB: time-out"):
+        status.guard_state({"trading": placement(holds=True, problem="MongoDB: time-out")})
+
+
+def guard(host: str, **placements: bool) -> dict[str, Any]:
+    state = status.guard_state({name: placement(holds=holds, epoch=1) for name, holds in placements.items()})
+    row = {"host": host, "tier": "app_nodes", "service": "guard", "state": state}
+    return {"services": [{**row, "version": "", "since": "", "ok": True}]}
+
+
+@pytest.mark.parametrize(
+    ("holders", "seen"),
+    [
+        ((True, False), None),
+        ((False, False), "held by nobody; wanted exactly one"),
+        ((True, True), "held by a1, a2; wanted exactly one"),
+    ],
+)
+def test_a_lease_has_one_holder(holders: tuple[bool, bool], seen: str | None) -> None:
+    groups = {"app_nodes": ["a1", "a2"], "site_t": ["a1", "a2"]}
+    results = {host: guard(host, trading=holds) for host, holds in zip(("a1", "a2"), holders, strict=True)}
+    bad = [(row["service"], row["state"]) for row in status.report(results, groups) if not row["ok"]]
+    assert bad == ([("lease trading", seen)] if seen else [])
+    assert all(row["ok"] for row in status.report({"a2": results["a2"]}, groups)), "a part of the tier is not judged"
 
 
 def test_rows_are_in_the_order_of_the_tiers() -> None:

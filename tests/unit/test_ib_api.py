@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from ansible_collections.pst.platform.plugins.module_utils.ib_api import ProbeError, Target, probe, wait_healthy
+from ansible_collections.pst.platform.plugins.module_utils.ib_api import (
+    ProbeError,
+    Target,
+    probe,
+    second_factor_pending,
+    wait_healthy,
+)
 
 Script = Callable[[socket.socket], None]
 
@@ -168,3 +177,38 @@ def test_wait_ends(gateway: Callable[[Script], int]) -> None:
     with pytest.raises(ProbeError):
         wait_healthy(Target("127.0.0.1", gateway(hang_up)), 0.2, wait=0.5, pause=0.05)
     assert time.monotonic() - start < 2
+
+
+def test_a_person_is_given_more_time_than_the_program(gateway: Callable[[Script], int]) -> None:
+    def hang_up(connection: socket.socket) -> None:
+        raise OSError
+
+    target = Target("127.0.0.1", gateway(hang_up))
+    for pending, wait, pending_wait, least, most in (
+        (True, 60, 0.4, 0.3, 2),
+        (False, 0.0, 60, 0, 2),
+        (True, 60, 0, 0, 2),
+    ):
+        start = time.monotonic()
+        with pytest.raises(ProbeError):
+            wait_healthy(target, 0.2, wait, 0.05, lambda value=pending: value, pending_wait)
+        assert least <= time.monotonic() - start < most
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "pending"),
+    [("second_factor_pending", 5, True), ("second_factor_pending", 300, False), ("frozen", 5, False)],
+)
+def test_what_the_watch_says_counts_while_it_is_new(tmp_path: Path, state: str, age: int, pending: bool) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({"state": state, "at": (datetime.now(UTC) - timedelta(seconds=age)).isoformat()}))
+    assert second_factor_pending(str(path)) is pending
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"state": "second_factor_pending", "at": "yesterday"}'])
+def test_a_state_file_that_says_nothing_is_no_excuse(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "state.json"
+    assert not second_factor_pending(None)
+    assert not second_factor_pending(str(path))
+    path.write_text(text)
+    assert not second_factor_pending(str(path))

@@ -22,16 +22,20 @@ FILL = {
     "site_domain": "trading.example.net",
     "site_time_zone": "America/New_York",
     "site_control_addresses": "198.51.100.250",
+    "ib_gateway_installer_sha256": "0f" * 32,
 }
+LIVE = {"trading_broker_account": "U1234567", "ib_gateway_accounts": "U1234567"}
+PAPER = {"trading_broker_account": "DU1234567", "ib_gateway_accounts": "DU1234567"}
 
 
 def fill(folder: Path) -> None:
+    values = FILL | (PAPER if folder.name == "staging" else LIVE)
     for path in folder.rglob("*.yml"):
         lines = path.read_text().splitlines(keepends=True)
         for number, line in enumerate(lines):
             key = line.partition(":")[0].strip()
             if PLACEHOLDER in line and not line.lstrip().startswith("#"):
-                lines[number] = re.sub(rf"{PLACEHOLDER}[\w.]*", FILL.get(key, f"{CANARY}filled"), line)
+                lines[number] = re.sub(rf"{PLACEHOLDER}[\w.]*", values.get(key, f"{CANARY}filled"), line)
         path.write_text("".join(lines))
 
 
@@ -139,6 +143,33 @@ def test_all_errors_are_told_at_once_with_their_place(tmp_path: Path) -> None:
         *("site_vip", "mongodb_prot", "mongodb_election_timeout_ms", "redis_app_password"),
         *("app_cpu_quota_percent", "app_redis_password"),
     }
+
+
+def test_trading_that_would_go_wrong_is_refused(tmp_path: Path) -> None:
+    folder = copy("staging", tmp_path)
+    add(
+        folder,
+        trading_broker_account="U1234567",
+        trading_strategies=[{"name": "one", "capital_weight": weight, "risk_limit": 0.02} for weight in (0.6, 0.5)],
+        trading_parquet_store="/srv/pst.d/parquet",
+        trading_processes_extra=[{"name": "run_system", "memory_mb": 1}],
+    )
+    result = run(folder)
+    told = {line.partition(" [")[0]: line for line in problems(result)}
+    assert result.returncode != 0
+    for key, *texts in (
+        (
+            "trading_broker_account",
+            "[app_nodes of site_staging]: seen U1234567; wanted a paper account",
+            "zz_test.yml:",
+        ),
+        ("trading_strategies.capital_weight", "seen 0.6 + 0.5 = 1.1; wanted weights that add up to 1", "zz_test.yml:"),
+        ("trading_strategies.name", "seen one 2 times"),
+        ("trading_parquet_store", "seen /srv/pst.d/parquet; wanted a path without a dot", "zz_test.yml:"),
+        ("trading_processes_extra.name", "seen run_system; wanted", "did you mean run_systems?"),
+    ):
+        assert all(text in told[key] for text in texts), told[key]
+    assert {key for key in told if key.startswith("trading_")} == set(told)
 
 
 def test_a_limit_does_not_leave_the_check_out(tmp_path: Path) -> None:

@@ -1,425 +1,656 @@
-"""The reference application's logic, without servers."""
+"""The reference application: its own code and the real client library, a gateway simulator, MongoDB in memory."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import json
-import logging
-import re
-import ssl
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
+import mongomock
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+import yaml
+from ib_async import IB
+from pymongo.collection import Collection
 from pymongo.errors import AutoReconnect
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.gateway_simulator import oracle
+from tests.unit.test_gateway_simulator import Loop, Running
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference_app"))
 
-from reference_app import config as app_config
-from reference_app.logs import JsonFormatter
-from reference_app.readiness import Readiness
-from reference_app.server import reload_certificate, tls_context
-from reference_app.store import Note, Notes
-from reference_app.traffic import Traffic
-from reference_app.web import MAX_BODY, Release, Service
+from dashboard import notes
+from dashboard.app import app
+from sysbrokers.IB.ib_connection import clear_all_client_ids
+from syscontrol.run_process import Timer, processToRun
+from sysdata.config import control_config, production_config
+from sysdata.mongodb import mongo_connection
+from sysdata.parquet.parquet_access import INDEX, ParquetAccess
+from sysexecution import stack_handler
+from sysexecution.order_stack import OrderStack, broker_stack, contract_stack, instrument_stack
+from sysexecution.stack_handler import StackHandler
+from sysproduction import jobs
+from sysproduction.data.control_process import dataControlProcess, diagControlProcess
+from sysproduction.startup import startup
 
-SETTINGS: dict[str, Any] = {
-    "instance": {"site": "lab", "host": "app1", "colour": "blue"},
-    "listen": {"address": "0.0.0.0", "port": 8080},
-    "tls": {"ca": "/ca.crt", "certificate": "/app.crt", "key": "/app.key"},
-    "mongodb": {"hosts": ["m1.lab:27017"], "replica_set": "rs", "database": "production", "username": "app"},
-    "redis": {"sentinels": ["r1.lab:26379"], "master": "pst", "username": "app"},
-    "readiness": {"interval_s": 0.5, "timeout_s": 1, "grace_s": 10},
-    "drain": {"flag": "/run/pst/blue/drain", "quiet_s": 2, "limit_s": 30},
-}
+CACHES = (
+    production_config.get_production_config,
+    control_config.get_control_config,
+    mongo_connection.get_database,
+    notes.slot,
+    notes.the_cache,
+)
+NO_PROCESS = 4_194_305.0  # above the kernel's maximum
+ALL_DAY = {"process_configuration_start_time": {"p": "00:00"}, "process_configuration_stop_time": {"p": "24:00"}}
 
 
-class Clock:
-    now = 1000.0
+@pytest.fixture
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A private directory, and a MongoDB of the test's own."""
+    client: Any = mongomock.MongoClient(serverSelectionTimeoutMS=1)
+    monkeypatch.setattr(mongo_connection, "MongoClient", lambda *_, **__: client)
+    monkeypatch.setenv("PYSYS_PRIVATE_CONFIG_DIR", str(tmp_path))
+    configure(tmp_path)
+    configure_control(tmp_path, ALL_DAY)
+    yield tmp_path
+    for cached in CACHES:
+        cached.cache_clear()
 
-    def __call__(self) -> float:
-        return self.now
+
+def configure(folder: Path, **settings: Any) -> None:
+    """Write the private configuration."""
+    given = {
+        "broker_account": "DU1",
+        "parquet_store": str(folder / "store"),
+        "strategy_list": {"momentum": {}, "carry": {}},
+        "reference_poll_seconds": 0.01,
+        "reference_loop_seconds": 0.01,
+        "reference_cancel_seconds": 5,
+        **settings,
+    }
+    (folder / "private_config.yaml").write_text(yaml.safe_dump(given))
+    production_config.get_production_config.cache_clear()
+
+
+def configure_control(folder: Path, settings: dict[str, Any]) -> None:
+    (folder / "private_control_config.yaml").write_text(yaml.safe_dump(settings))
+    control_config.get_control_config.cache_clear()
 
 
 # --- configuration
 
 
-def written(folder: Path, settings: dict[str, Any]) -> Path:
-    path = folder / "app.json"
-    path.write_text(json.dumps(settings))
-    return path
+def test_the_private_file_overrides_the_defaults(private: Path) -> None:
+    configure(private, mongo_host="mongodb://m1,m2/?replicaSet=rs", ib_port=4444)
+    config = production_config.get_production_config()
+    assert (config.mongo_host, config.mongo_db) == ("mongodb://m1,m2/?replicaSet=rs", "production")
+    assert (config.ib_ipaddress, config.ib_port, config.ib_idoffset) == ("127.0.0.1", 4444, 100)
+    assert config.broker_account == config.get_element("broker_account") == "DU1"
+    assert config.get_element_or_default("email_to", "nobody") == "nobody"
+    with pytest.raises(AttributeError, match="email_to"):
+        _ = config.email_to
 
 
-def test_the_effective_configuration_is_the_file(tmp_path: Path) -> None:
-    config, sha256 = app_config.load(written(tmp_path, SETTINGS))
-    assert json.loads(app_config.effective(config)) == SETTINGS
-    assert re.fullmatch("[0-9a-f]{64}", sha256)
+def test_a_dotted_directory_is_silently_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Upstream's trap, which the platform has to catch: so it has to be here."""
+    folder = tmp_path / "private.d"
+    folder.mkdir()
+    configure(folder, broker_account="DU9")
+    monkeypatch.setenv("PYSYS_PRIVATE_CONFIG_DIR", str(folder))
+    config = production_config.get_production_config()
+    production_config.get_production_config.cache_clear()
+    assert config.mongo_host == "127.0.0.1"
+    assert config.get_element_or_default("broker_account", None) is None
+    assert f"{tmp_path}/private/d/private_config.yaml is missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("section", "change", "named"),
-    [
-        ("instance", {"colour": "red"}, "$.instance.colour"),
-        ("listen", {"port": 0}, "$.listen.port"),
-        ("listen", {"prot": 8080}, "prot"),
-        ("tls", {"key": "relative"}, "$.tls.key"),
-        ("mongodb", {"hosts": []}, "$.mongodb.hosts"),
-        ("mongodb", {"hosts": ["no-port"]}, "$.mongodb.hosts"),
-        ("readiness", {"timeout_s": "1"}, "$.readiness.timeout_s"),
-    ],
-)
-def test_a_wrong_configuration_names_the_key(tmp_path: Path, section: str, change: dict[str, Any], named: str) -> None:
-    path = written(tmp_path, SETTINGS | {section: SETTINGS[section] | change})
-    with pytest.raises(app_config.ConfigError, match=re.escape(named)):
-        app_config.load(path)
+def test_a_private_default_window_does_not_reach_a_named_process(private: Path) -> None:
+    configure_control(private, {"process_configuration_start_time": {"default": "00:00", "run_backups": "03:00"}})
+    diag = diagControlProcess()
+    assert [diag.get_start_time(name) for name in ("run_stack_handler", "run_backups", "other")] == [
+        "00:01",
+        "03:00",
+        "00:00",
+    ]
+    assert diag.get_stop_time("run_stack_handler") == "19:45"
 
 
-def test_secrets_are_read_from_credentials_and_never_shown(tmp_path: Path) -> None:
-    for name in ("mongodb_password", "redis_password"):
-        (tmp_path / name).write_text(f"{name}-value\n")
-    secrets = app_config.load_secrets(str(tmp_path))
-    assert secrets.redis_password == "redis_password-value"
-    assert "value" not in f"{secrets!r} {secrets}"
-    (tmp_path / "redis_password").unlink()
-    with pytest.raises(app_config.ConfigError, match="redis_password"):
-        app_config.load_secrets(str(tmp_path))
+# --- process control
 
 
-# --- traffic
+def recorder(done: list[str], *names: str) -> Callable[[], dict[str, Callable[[], None]]]:
+    return lambda: {name: lambda name=name: done.append(name) for name in names}
+
+
+def test_a_daily_process_runs_its_methods_once_and_is_closed(private: Path) -> None:
+    done: list[str] = []
+    processToRun("p", recorder(done, "a", "b")).run_process()
+    document = dataControlProcess().get("p")
+    assert done == ["a", "b"]
+    assert (document["currently_running"], document["process_id"], document["status"]) == (0.0, 0.0, "GO")
+    assert document["last_start_time"] <= document["running_methods"]["b"][1] <= document["last_end_time"]
+
+
+def test_stop_ends_after_the_method_and_runs_what_is_for_the_end(private: Path) -> None:
+    methods = {"a": {"frequency": 0, "max_executions": -1}, "end": {"run_on_completion_only": True}}
+    configure_control(private, {**ALL_DAY, "process_configuration_methods": {"p": methods}})
+    done: list[str] = []
+    control = dataControlProcess()
+
+    def a() -> None:
+        done.append("a")
+        if len(done) == 3:
+            control.change_status_to_stop("p")
+
+    processToRun("p", lambda: {"a": a, "b": lambda: done.append("b"), "end": lambda: done.append("end")}).run_process()
+    assert done == ["a", "b", "a", "end"]
+    assert control.get("p")["status"] == "STOP", "somebody has to say GO again"
+    processToRun("p", recorder(done, "a")).run_process()
+    assert done[-1] == "end", "it does not start"
+
+
+def test_a_process_that_is_marked_as_running_is_not_started_and_that_is_no_failure(private: Path) -> None:
+    done: list[str] = []
+    dataControlProcess().start_process("p")
+    processToRun("p", recorder(done, "a")).run_process()
+    assert done == []
+
+
+def test_a_crash_leaves_it_marked_as_running(private: Path) -> None:
+    def crash() -> None:
+        raise ConnectionError("Socket disconnect")
+
+    with pytest.raises(ConnectionError):
+        processToRun("p", lambda: {"a": crash}).run_process()
+    assert dataControlProcess().get("p")["currently_running"] == 1.0
+
+
+def test_no_run_waits_and_pause_runs_nothing(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control, done, waits = dataControlProcess(), [], []
+    control.change_status_to_no_run("p")
+
+    def sleep(_seconds: float) -> None:
+        waits.append(list(done))
+        {3: control.change_status_to_pause, 6: control.change_status_to_go}.get(len(waits), lambda _: None)("p")
+
+    monkeypatch.setattr("syscontrol.run_process.time.sleep", sleep)
+    processToRun("p", recorder(done, "a")).run_process()
+    assert waits[:6] == [[]] * 6
+    assert done == ["a"]
+
+
+def test_a_window_that_is_over_or_has_not_come_keeps_it_from_starting(
+    private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    configure_control(private, {"process_configuration_stop_time": {"p": "00:00"}})
+    processToRun("p", recorder(done, "a")).run_process()
+    assert done == []
+    configure_control(private, {kind: {"p": f"24:0{number}"} for number, kind in enumerate(ALL_DAY)})
+
+    def come(_seconds: float) -> None:
+        configure_control(private, ALL_DAY)
+        raise InterruptedError
+
+    monkeypatch.setattr("syscontrol.run_process.time.sleep", come)
+    with pytest.raises(InterruptedError):
+        processToRun("p", recorder(done, "a")).run_process()
+
+
+def test_a_process_waits_for_the_one_before_it(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure_control(private, {**ALL_DAY, "process_configuration_previous_process": {"p": "before"}})
+    done: list[str] = []
+    monkeypatch.setattr(
+        "syscontrol.run_process.time.sleep", lambda _: dataControlProcess().finish_process("before") or done.append("w")
+    )
+    processToRun("p", recorder(done, "a")).run_process()
+    assert done[:2] == ["w", "a"]
+
+
+def test_timer() -> None:
+    now = datetime.now().astimezone()
+    timer = Timer.of({"frequency": 10, "max_executions": 2, "object": "ignored"})
+    assert timer.due(now)
+    timer.ran(now)
+    assert not timer.due(now + timedelta(minutes=9))
+    assert timer.due(now + timedelta(minutes=10))
+    timer.ran(now)
+    assert timer.done
+    assert not timer.due(now + timedelta(days=1))
+
+
+def test_the_dangers_of_upstream_are_here(private: Path) -> None:
+    """What the platform has to make safe: process ids of another host looked up here, and a start-up that frees all."""
+    control, documents = dataControlProcess(), mongo_connection.get_database()["process_control"]
+    control.start_process("here")
+    control.start_process("elsewhere")
+    documents.update_one({"process_name": "elsewhere"}, {"$set": {"process_id": NO_PROCESS}})
+    assert control.check_if_pid_running_and_if_not_finish_all_processes() == ["elsewhere"]
+    assert control.get("elsewhere")["recently_crashed"] == 1.0
+    startup()
+    assert control.get("here")["currently_running"] == 0.0
+
+
+# --- the stack handler
+
+
+class LostError(BaseException):
+    """The power went."""
+
+
+class Power:
+    """Counts the writes to MongoDB, and goes before one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._left: int | None = None
+        kind = type(mongo_connection.get_database()["x"])
+        for name in ("insert_one", "update_one", "replace_one", "delete_one", "find_one_and_update"):
+            monkeypatch.setattr(kind, name, self._counted(getattr(kind, name)))
+
+    def _counted(self, original: Any) -> Any:
+        def write(collection: Collection[Any], *arguments: Any, **options: Any) -> Any:
+            if self._left is not None:
+                self._left -= 1
+                if self._left < 0:
+                    raise LostError
+            return original(collection, *arguments, **options)
+
+        return write
+
+    def lasts(self, writes: int, work: Callable[[], object]) -> bool:
+        """Whether some work needs no more than that many writes; more are not made."""
+        self._left = writes
+        try:
+            work()
+        except LostError:
+            return False
+        finally:
+            self._left = None
+        return True
+
+
+class World:
+    """A gateway with its broker, and handlers that come and go."""
+
+    def __init__(self, loop: Loop, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gateway = Running(loop, folder / "orders.jsonl")
+        self._monkeypatch, self._epoch, self._connections = monkeypatch, 0, []
+        for module, name in ((stack_handler, "connect"), (stack_handler, "take_over"), (jobs, "connect")):
+            monkeypatch.setattr(module, name, self._remembered(getattr(module, name)))
+        monkeypatch.setattr(stack_handler, "EVENT_SECONDS", 0.001)
+        configure(folder, ib_port=self.gateway.port)
+
+    def _remembered(self, connect: Callable[..., IB]) -> Callable[..., IB]:
+        def remember(*arguments: Any) -> IB:
+            self._connections.append(connect(*arguments))
+            return self._connections[-1]
+
+        return remember
+
+    def kill(self) -> None:
+        """Drop all connections, as the kernel does for dead processes."""
+        for connection in self._connections:
+            connection.disconnect()
+        self._connections.clear()
+        asyncio.get_event_loop_policy().get_event_loop().run_until_complete(asyncio.sleep(0))
+        clear_all_client_ids()  # as the guard does at a takeover
+
+    def handler(self) -> StackHandler:
+        self._epoch += 1
+        self._monkeypatch.setenv("PST_LEASE_EPOCH", str(self._epoch))
+        return StackHandler()
+
+    def rounds(self, handler: StackHandler, until: Callable[[], bool] = lambda: not active()) -> None:
+        """Let a handler work as its process does."""
+        for _ in range(500):
+            for name, method in handler.methods().items():
+                if name != "safe_stack_removal":
+                    method()
+            if until():
+                return
+        pytest.fail(f"still active: {active()}")
+
+    def verdict(self) -> oracle.Verdict:
+        """Judge by the broker's log, and compare it with the handlers' books."""
+        stack = broker_stack()
+        orders = [*stack.find(), *stack.history.find()]
+        return oracle.judge(self.gateway.events(), {str(order["order_id"]): order["fill"][0] for order in orders})
+
+
+def active() -> list[dict[str, Any]]:
+    return [order for stack in (instrument_stack(), contract_stack(), broker_stack()) for order in stack.active()]
 
 
 @pytest.fixture
-def flag(tmp_path: Path) -> Path:
-    return tmp_path / "drain"
+def world(private: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    clients_loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(clients_loop)
+    with Loop() as loop:
+        made = World(loop, private, monkeypatch)
+        yield made
+        made.kill()
+        made.gateway.stop()
+    asyncio.set_event_loop(None)
+    clients_loop.close()
 
 
-def test_quiet_counts_from_the_drain_or_the_last_request(flag: Path) -> None:
-    clock = Clock()
-    traffic = Traffic(flag, 2, clock)
-    clock.now += 100
-    assert traffic.quiet_for == 0
-    flag.touch()
-    assert traffic.draining
-    clock.now += 1
-    assert traffic.quiet_for == 1
-    with traffic.request():
-        clock.now += 5
-        assert traffic.quiet_for == 0
-    assert traffic.quiet_for == 0
-    clock.now += 3
-    assert traffic.quiet_for == 3
-    flag.unlink()
-    assert traffic.quiet_for == 0
-    flag.touch()
-    assert traffic.quiet_for == 0
+def test_orders_become_fills_positions_and_history(world: World) -> None:
+    jobs.put_instrument_orders(["momentum", "carry"])
+    handler = world.handler()
+    world.rounds(handler)
+    verdict = world.verdict()
+    assert verdict == oracle.Verdict(8, 1, [], [], [])
+    [first, *_] = broker_stack().history.find().sort("order_id")
+    assert first["fill"] == first["trade"]
+    assert first["filled_price"] > 0
+    assert first["broker_permid"] == 1_000_001.0
+    assert {order["fill"][0] == order["trade"][0] for order in instrument_stack().history.find()} == {True}
+    strategy, instrument, expiry = first["key"].split("/")
+    rows = ParquetAccess().read("strategy_positions", f"{strategy} {instrument}")
+    assert rows[-1]["position"] == first["fill"][0]
+    assert isinstance(rows[-1][INDEX], datetime)
+    held = sum(order["fill"][0] for order in broker_stack().history.find() if instrument in order["key"])
+    assert ParquetAccess().read("contract_positions", f"{instrument}#{expiry}")[-1]["position"] == held
+    handler.safe_stack_removal()
 
 
-def test_a_failed_request_is_no_longer_in_flight(flag: Path) -> None:
-    traffic = Traffic(flag, 2)
-    with pytest.raises(ValueError, match="x"), traffic.request():
-        raise ValueError("x")
-    assert traffic.in_flight == 0
+def test_power_may_go_before_any_write(world: World, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of writes is such that no kill makes a handler send twice or lose a fill: tried at each of them.
+
+    The handler that cleans up after the first is killed in the same way, and the next one has to do it.
+    """
+    instruments = {"SP500_micro": {"symbol": "MES", "exchange": "CME"}}
+    power, rounds, lasted, offsets = Power(monkeypatch), 0, False, itertools.cycle([100, 100, 200])
+
+    def work() -> None:
+        world.rounds(world.handler())
+
+    while not lasted:
+        # A successor has the client id of the dead one, or another.
+        settings = {"reference_instruments": instruments, "ib_idoffset": next(offsets)}
+        configure(private, ib_port=world.gateway.port, **settings)
+        jobs.put_instrument_orders(["momentum", "carry"])
+        lasted = power.lasts(rounds, work)
+        world.kill()
+        power.lasts(rounds, work)
+        world.kill()
+        configure(private, ib_port=world.gateway.port, **settings | {"ib_idoffset": 100})
+        work()
+        world.kill()
+        assert world.verdict().ok, f"power lost before write {rounds}: {world.verdict()}"
+        for key, filled in broker_stack().filled().items():
+            rows = ParquetAccess().read("strategy_positions", " ".join(key.split("/")[:2])) or [{"position": 0.0}]
+            assert rows[-1]["position"] == filled, f"power lost before write {rounds}: position of {key}"
+        rounds += 1
+    assert rounds > 30
+    assert instrument_stack().history.count_documents({}) == 2 * rounds
+    assert world.verdict().orders_sent > 1.5 * rounds, "orders were sent before the power went, or after"
+    assert mongo_connection.get_database()["locks"].count_documents({}) == 0
 
 
-def test_stopping_waits_until_it_is_quiet_and_not_longer_than_the_limit(flag: Path) -> None:
-    async def scenario() -> tuple[bool, bool]:
-        traffic = Traffic(flag, quiet_s=0.05)
-        traffic.stop()
-        with traffic.request():
-            busy = await traffic.quiet(limit_s=0.1)
-        return busy, await traffic.quiet(limit_s=5)
-
-    assert asyncio.run(scenario()) == (False, True)
-
-
-# --- readiness
+def test_a_successor_ends_what_a_dead_handler_left_at_the_broker(world: World) -> None:
+    world.gateway.command("FILL 30 1")
+    jobs.put_instrument_orders(["momentum"])
+    first = world.handler()
+    world.rounds(first, until=lambda: len(broker_stack().active()) == 4)
+    world.kill()
+    world.handler()
+    assert active() == []
+    assert [event["event"] for event in world.gateway.events()] == ["placed"] * 4 + ["cancelled"] * 4
+    assert {order["algo_comment"] for order in broker_stack().history.find()} == {"ended by a later handler"}
 
 
-def readiness(probe: Callable[[], Any], clock: Clock, timeout_s: float = 1) -> Readiness:
-    return Readiness({"redis": probe}, interval_s=0.5, timeout_s=timeout_s, grace_s=10, clock=clock)
+def test_a_successor_sends_nothing_while_the_handler_before_it_lives(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysbrokers.IB.ib_connection.TAKE_OVER_SECONDS", 0.3)
+    world.gateway.command("FILL 30 1")
+    jobs.put_instrument_orders(["momentum"])
+    first = world.handler()
+    world.rounds(first, until=lambda: len(broker_stack().active()) == 4)
+    jobs.put_instrument_orders(["carry"])
+    with pytest.raises((ConnectionError, TimeoutError)):
+        world.handler()
+    assert world.verdict().orders_sent == 4
 
 
-def test_an_outage_counts_after_the_grace_and_ends_with_the_first_success() -> None:
-    clock, outcome = Clock(), {"error": ""}
-
-    async def probe() -> None:
-        if outcome["error"]:
-            raise RedisConnectionError(outcome["error"])
-
-    judged = readiness(probe, clock)
-
-    def after(seconds: float, error: str) -> list[str]:
-        clock.now += seconds
-        outcome["error"] = error
-        asyncio.run(judged.check())
-        return judged.reasons()
-
-    assert judged.reasons() == ["redis: not reached yet"]
-    assert after(0, "refused") == ["redis: ConnectionError: refused"]
-    assert after(1, "") == []
-    assert after(1, "refused") == []
-    assert not judged.dependencies["redis"].up
-    assert after(9, "refused") == []
-    assert after(1, "refused") == ["redis: ConnectionError: refused (for 10 s)"]
-    assert after(1, "") == []
-    assert after(1, "refused") == []
+def test_stop_leaves_nothing_behind(world: World) -> None:
+    world.gateway.command("FILL 30 1")
+    jobs.put_instrument_orders(["momentum"])
+    handler = world.handler()
+    world.rounds(handler, until=lambda: len(broker_stack().active()) == 4)
+    jobs.put_instrument_orders(["carry"])
+    handler.safe_stack_removal()
+    assert active() == []
+    assert [event["event"] for event in world.gateway.events()] == ["placed"] * 4 + ["cancelled"] * 4
+    assert world.verdict().ok
 
 
-def test_a_probe_that_hangs_is_a_reason() -> None:
-    judged = readiness(lambda: asyncio.Event().wait(), Clock(), timeout_s=0.01)
-    asyncio.run(judged.check())
-    assert judged.reasons() == ["redis: no answer within 0.01 s"]
+@pytest.mark.parametrize("fault", ["MODE read_only", "REJECT 4"])
+def test_a_refused_order_ends_unfilled_and_is_not_sent_again(world: World, fault: str) -> None:
+    handler = world.handler()
+    world.gateway.command(fault)
+    jobs.put_instrument_orders(["momentum"])
+    world.rounds(handler)
+    assert [order["fill"] for order in broker_stack().history.find()] == [[0.0]] * 4
+    assert world.verdict() == oracle.Verdict(0, 0, [], [], [])
 
 
-def test_checks_that_stopped_are_a_reason() -> None:
-    clock = Clock()
-
-    async def probe() -> None: ...
-
-    judged = readiness(probe, clock)
-    asyncio.run(judged.check())
-    clock.now += 10
-    assert judged.reasons() == ["checks: last one 10 s ago"]
+def test_a_lost_gateway_is_a_crash(world: World) -> None:
+    handler = world.handler()
+    world.gateway.command("RESTART 60")
+    with pytest.raises(ConnectionError, match="Socket disconnect"):
+        world.rounds(handler, until=lambda: False)
+    with pytest.raises(ConnectionError):
+        world.handler()
 
 
-# --- notes
+def test_a_break_locks_the_instrument_and_no_other(world: World) -> None:
+    handler = world.handler()
+    [contract] = {handler._find_contract("GOLD_micro").lastTradeDateOrContractMonth}
+    with world.gateway.client(900) as stranger:
+        stranger.place(stranger.next_order_id(), "MGC", 2, sec_type="FUT", expiry=contract)
+        while not any(event["event"] == "filled" for event in world.gateway.events()):
+            stranger.receive()
+    handler.check_external_position_break()
+    locks = list(mongo_connection.get_database()["locks"].find({}, {"_id": 0}))
+    assert locks == [{"instrument_code": "GOLD_micro", "lock": "ON"}]
+    jobs.put_instrument_orders(["momentum"])
+    world.rounds(handler, until=lambda: len(active()) == 2)
+    assert {order["key"].replace("/", " ").split()[1] for order in active()} == {"GOLD_micro"}
 
 
-class Collection:
-    """What the notes use of a MongoDB collection."""
+def test_two_handlers_at_once_do_trade_twice(world: World) -> None:
+    """As upstream's do: a drill in which the fences fail has to show it."""
+    first, second = world.handler(), world.handler()
+    jobs.put_instrument_orders(["momentum"])
+    looked_up = first._contracts.child_of
+    first._contracts.child_of = lambda _parent: None  # it looked before the other one wrote
+    second.spawn_children_from_new_instrument_orders()
+    first.spawn_children_from_new_instrument_orders()
+    first._contracts.child_of = looked_up
+    world.rounds(second)
+    assert len(world.verdict().duplicate_orders) == 8
+
+
+def test_every_process_is_locked_under_a_client_id_of_its_own(world: World) -> None:
+    handlers = [world.handler(), world.handler()]
+    locks = mongo_connection.get_database()["IBClientTracker"].distinct("client_id")
+    assert locks == [handler._ib.client.clientId for handler in handlers] == [100, 101]
+
+
+# --- the other processes
+
+
+def test_daily_processes_write_their_files(world: World, private: Path) -> None:
+    configure(
+        private,
+        ib_port=world.gateway.port,
+        strategy_capital_allocation={"strategy_weights": {"momentum": 0.4}},
+        offsystem_backup_directory=str(private / "backup"),
+        reporting_directory=str(private / "reports"),
+    )
+    makers = (jobs.capital_update, jobs.price_updates, jobs.fx_and_contract_updates, jobs.multiple_adjusted_prices)
+    for maker in (*makers, jobs.systems, jobs.backups, jobs.cleaners, jobs.reports):
+        for method in maker().values():
+            method()
+    store = ParquetAccess()
+    assert store.read("capital", "__global_capital")[-1]["Actual"] == 1_000_000.0
+    assert store.read("capital", "momentum")[-1]["capital"] == 400_000.0
+    assert len(store.identifiers("futures_contract_prices")) == len(store.identifiers("futures_adjusted_prices")) == 4
+    assert store.read("spotfx_prices", "EURUSD")[-1]["price"] > 0
+    assert len(store.identifiers("optimal_positions")) == 8
+    assert (private / "backup" / "parquet" / "capital" / "__global_capital.parquet").is_file()
+    assert (private / "reports" / "status_report").read_text() == ""
+
+
+def test_the_generator_makes_one_round_or_a_steady_flow(private: Path) -> None:
+    for method in jobs.strategy_order_generator().values():
+        method()
+    jobs.put_instrument_orders(["momentum"])
+    assert len(instrument_stack().active()) == 8, "one order per strategy and instrument at a time"
+    assert [order["order_id"] for order in instrument_stack().active()] == list(range(1, 9))
+    OrderStack("INSTRUMENT", "STRATEGY").orders.delete_many({})
+    configure(private, reference_orders_per_minute=60_000)
+    [flow] = jobs.strategy_order_generator().values()
+    for _ in range(12):
+        flow()
+    assert len(instrument_stack().active()) == 8
+
+
+# --- the dashboard
+
+
+def test_pages(private: Path) -> None:
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/", "/strategy", "/trades", "/capital", "/health")] == [
+        200,
+        200,
+        200,
+        500,
+        404,
+    ]
+    broker_stack().put(1, "momentum/GOLD_micro/20261218", 2.0, fill=[2.0])
+    assert client.get("/strategy").json == {"momentum": {"GOLD_micro": 2.0}}
+
+
+def test_the_page_of_processes_is_as_dangerous_as_upstreams(private: Path) -> None:
+    configure(private, mongo_host="mongodb://app:secret@m1/?replicaSet=rs")
+    control = dataControlProcess()
+    control.start_process("run_stack_handler")
+    documents = mongo_connection.get_database()["process_control"]
+    documents.update_one({"process_name": "run_stack_handler"}, {"$set": {"process_id": NO_PROCESS}})
+    page = app.test_client().get("/processes")
+    assert "secret" in page.text
+    assert control.get("run_stack_handler")["currently_running"] == 0.0
+
+
+def test_notes(private: Path) -> None:
+    client, note = app.test_client(), {"key": "a/b", "text": "t"}
+    answers = [
+        client.post("/notes", json=note),
+        client.post("/notes", json=note),
+        client.post("/notes", json=note | {"text": "u"}),
+        client.get("/notes/a/b"),
+        client.get("/notes/x"),
+        client.post("/notes", json=note | {"more": 1}),
+        client.post("/notes", json=note | {"key": ""}),
+        client.post("/notes", data="{"),
+        client.post("/notes", data=b"x" * (notes.MAX_BODY + 1)),
+        client.delete("/notes/a/b"),
+    ]
+    assert [answer.status_code for answer in answers] == [201, 200, 409, 200, 404, 422, 422, 422, 413, 405]
+    assert (answers[3].json, answers[3].headers["X-Cache"]) == (note, "miss")
+
+
+def test_a_database_that_does_not_answer_is_a_503_to_be_tried_again(
+    private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AutoReconnect("no primary")
+
+    monkeypatch.setattr(notes, "get_database", fail)
+    answer = app.test_client().get("/notes/a")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+class FakeRedis:
+    """A Redis that may fail."""
 
     def __init__(self) -> None:
-        self.documents: dict[str, dict[str, Any]] = {}
+        self.values: dict[str, bytes] = {}
+        self.failing, self.asked, self.disconnected = False, 0, 0
+        self.connection_pool = self
 
-    async def find_one_and_update(self, query: dict[str, Any], update: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return self.documents.setdefault(query["_id"], query | update["$setOnInsert"])
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.failing:
+            raise RedisConnectionError("gone")
 
-    async def find_one(self, query: dict[str, Any]) -> dict[str, Any] | None:
-        return self.documents.get(query["_id"])
+    def get(self, key: str) -> bytes | None:
+        self._ask()
+        return self.values.get(key)
 
+    def set(self, key: str, text: str, ex: int) -> None:
+        self._ask()
+        self.values[key] = text.encode()
 
-class Cache(dict[str, bytes]):
-    broken = False
-
-    async def set(self, name: str, value: bytes, *, ex: int) -> None:
-        if self.broken:
-            raise RedisConnectionError
-        self[name] = value
-
-    async def get(self, name: str) -> bytes | None:  # type: ignore[override]
-        if self.broken:
-            raise RedisConnectionError
-        return dict.get(self, name)
+    def disconnect(self) -> None:
+        self.disconnected += 1
 
 
-def notes(cache: Cache, up: bool = True) -> Notes:
-    return Notes({"notes": Collection()}, cache, lambda: up)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_note_is_written_once_with_and_without_a_cache(broken: bool) -> None:
-    async def scenario() -> None:
-        cache = Cache()
-        cache.broken = broken
-        store = notes(cache)
-        assert await store.put(Note("k", "first")) == (Note("k", "first"), True)
-        assert await store.put(Note("k", "second")) == (Note("k", "first"), False)
-        assert await store.get("k") == (Note("k", "first"), not broken)
-        assert await store.get("other") == (None, False)
-
-    asyncio.run(scenario())
-
-
-def test_a_cache_that_is_down_is_not_asked() -> None:
-    async def scenario() -> None:
-        cache = Cache()
-        store = notes(cache, up=False)
-        await store.put(Note("k", "text"))
-        assert cache == {}
-        assert await store.get("k") == (Note("k", "text"), False)
-
-    asyncio.run(scenario())
-
-
-def test_what_is_no_note_in_the_cache_is_read_from_the_database() -> None:
-    async def scenario() -> None:
-        cache = Cache({"app:note:k": b"{"})
-        store = notes(cache)
-        await store.put(Note("k", "text"))
-        cache["app:note:k"] = b"{"
-        assert await store.get("k") == (Note("k", "text"), False)
-
-    asyncio.run(scenario())
-
-
-# --- the HTTP surface
-
-
-class BrokenStore:
-    async def put(self, note: Note) -> tuple[Note, bool]:
-        raise AutoReconnect("no primary")
-
-    async def get(self, key: str) -> tuple[Note | None, bool]:
-        raise AutoReconnect("no primary")
-
-
-def service(flag: Path, store: Any = None) -> Service:
-    async def probe() -> None: ...
-
-    judged = Readiness({"mongodb": probe, "redis": probe}, interval_s=0.5, timeout_s=1, grace_s=10)
-    asyncio.run(judged.check())
-    instance = app_config.Instance(site="lab", host="app1", colour="blue")
-    return Service(instance, Release("1.2.3", "abc"), "f" * 64, Traffic(flag, 2), judged, store or notes(Cache()))
-
-
-def exchange(made: Service, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
-    async def scenario() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(app=made.app())
-        async with httpx.AsyncClient(transport=transport, base_url="https://app") as client:
-            return [await client.request(method, path, **body) for method, path, body in requests]
-
-    return asyncio.run(scenario())
-
-
-def test_ready_says_why_not(flag: Path) -> None:
-    made = service(flag)
-    [ready] = exchange(made, ("GET", "/ready", {}))
-    assert ready.status_code == 200
-    assert ready.json() == {"ready": True, "reasons": [], "dependencies": {"mongodb": True, "redis": True}}
-    flag.touch()
-    health, ready = exchange(made, ("GET", "/health", {}), ("GET", "/ready", {}))
-    assert health.status_code == 200
-    assert ready.status_code == 404
-    assert ready.json()["reasons"] == ["draining"]
-
-
-def test_a_draining_instance_without_its_stores_is_unusable(flag: Path) -> None:
-    made = service(flag)
-    made.readiness.dependencies["redis"].reached = False
-    flag.touch()
-    [ready] = exchange(made, ("GET", "/ready", {}))
-    assert ready.status_code == 503
-    assert [reason.split(":")[0] for reason in ready.json()["reasons"]] == ["draining", "redis"]
-
-
-def test_every_answer_names_the_instance_and_the_version_the_release(flag: Path) -> None:
-    [version] = exchange(service(flag), ("GET", "/version", {}))
-    assert version.headers["X-PST-Instance"] == "app1/blue"
-    assert version.json() == {
-        "release": "1.2.3",
-        "revision": "abc",
-        "config_sha256": "f" * 64,
-        "site": "lab",
-        "host": "app1",
-        "colour": "blue",
+@pytest.fixture
+def redis(private: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRedis:
+    """A slot with its settings and its credential, whose Sentinels lead to a fake."""
+    fake = FakeRedis()
+    slot = {
+        "instance": {"host": "app1", "colour": "blue"},
+        "tls": {"ca": "/ca.crt"},
+        "redis": {"sentinels": ["r1:26379"], "master": "pst", "username": "app"},
     }
+    (private / "app.json").write_text(json.dumps(slot))
+    (private / "redis_password").write_text("secret\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(private))
+
+    class Sentinel:
+        def __init__(self, addresses: Any, sentinel_kwargs: Any, **options: Any) -> None:
+            assert addresses == [("r1", 26379)]
+            assert options["password"] == sentinel_kwargs["password"] == "secret"
+            assert options["ssl_ca_certs"] == "/ca.crt"
+
+        def master_for(self, name: str) -> FakeRedis:
+            assert name == "pst"
+            return fake
+
+    monkeypatch.setattr(notes, "Sentinel", Sentinel)
+    return fake
 
 
-def test_notes_over_http(flag: Path) -> None:
-    note = {"key": "k", "text": "t"}
-    answers = exchange(
-        service(flag),
-        ("POST", "/api/v1/notes", {"json": note}),
-        ("POST", "/api/v1/notes", {"json": note}),
-        ("POST", "/api/v1/notes", {"json": note | {"text": "u"}}),
-        ("GET", "/api/v1/notes/k", {}),
-        ("GET", "/api/v1/notes/x", {}),
-        ("POST", "/api/v1/notes", {"json": note | {"more": 1}}),
-        ("POST", "/api/v1/notes", {"json": note | {"key": ""}}),
-        ("POST", "/api/v1/notes", {"content": b"x" * (MAX_BODY + 1)}),
-        ("DELETE", "/api/v1/notes/k", {}),
-    )
-    assert [answer.status_code for answer in answers] == [201, 200, 409, 200, 404, 422, 422, 413, 405]
-    assert answers[3].json() == note
-    assert answers[3].headers["X-Cache"] == "hit"
+def test_a_note_comes_from_the_cache_where_there_is_one(redis: FakeRedis) -> None:
+    client, note = app.test_client(), {"key": "k", "text": "t"}
+    client.post("/notes", json=note)
+    answer = client.get("/notes/k")
+    assert (answer.json, answer.headers["X-Cache"]) == (note, "hit")
+    echo = client.get("/echo?message=hi").json
+    assert echo == {"message": "hi", "host": "app1", "colour": "blue", "release": "unreleased"}
 
 
-def test_a_database_that_does_not_answer_is_a_503_to_be_tried_again(flag: Path) -> None:
-    [answer] = exchange(service(flag, BrokenStore()), ("POST", "/api/v1/notes", {"json": {"key": "k", "text": "t"}}))
-    assert answer.status_code == 503
-    assert answer.headers["Retry-After"] == "1"
-
-
-def test_metrics_count_requests_and_leave_probes_out(flag: Path) -> None:
-    made = service(flag)
-    *_, metrics = exchange(made, ("GET", "/ready", {}), ("GET", "/api/v1/echo", {}), ("GET", "/metrics", {}))
-    samples = dict(line.rsplit(" ", 1) for line in metrics.text.splitlines() if not line.startswith("#"))
-    assert samples['pst_http_requests_total{code="200",method="GET"}'] == "1.0"
-    assert samples["pst_http_requests_in_flight"] == "0.0"
-    assert samples["pst_ready"] == "1.0"
-    assert samples['pst_dependency_up{dependency="redis"}'] == "1.0"
-    assert samples['pst_build_info{colour="blue",revision="abc",version="1.2.3"}'] == "1.0"
-
-
-def test_a_log_line_is_one_json_object() -> None:
-    record = logging.makeLogRecord({"msg": "request %s", "args": ("a\nb",), "levelname": "INFO", "code": 200})
-    entry = json.loads(JsonFormatter().format(record))
-    assert entry["message"] == "request a\nb"
-    assert entry["code"] == 200
-
-
-# --- certificates
-
-
-def certificate(folder: Path, name: str) -> app_config.Tls:
-    """Write a self-signed pair, which is its own authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "app.crt").write_bytes(made.public_bytes(pem))
-    (folder / "app.key").write_bytes(key.private_bytes(pem, *plain))
-    return app_config.Tls(*(str(folder / file) for file in ("app.crt", "app.crt", "app.key")))
-
-
-def served_subject(context: ssl.SSLContext, trusted: str) -> str:
-    """Shake hands in memory, and return the common name that the server shows."""
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.load_verify_locations(trusted)
-    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    left = client.wrap_bio(to_client, to_server)
-    right = context.wrap_bio(to_server, to_client, server_side=True)
-    for side in (left, right, left):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-    der = left.getpeercert(binary_form=True)
-    assert der is not None
-    return str(x509.load_der_x509_certificate(der).subject.rfc4514_string())
-
-
-def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_not(tmp_path: Path) -> None:
-    tls = certificate(tmp_path, "old")
-    context = tls_context(tls)
-    assert context.verify_mode is ssl.CERT_REQUIRED
-    assert served_subject(context, tls.ca) == "CN=old"
-    certificate(tmp_path, "new")
-    reload_certificate(context, tls)
-    assert served_subject(context, tls.ca) == "CN=new"
-    trusted = tmp_path / "trusted"
-    trusted.write_bytes((tmp_path / "app.crt").read_bytes())
-    (tmp_path / "app.key").write_text("cut off")
-    reload_certificate(context, tls)
-    assert served_subject(context, str(trusted)) == "CN=new"
+def test_a_cache_that_fails_is_left_alone_for_a_while(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dashboard.notes.time.monotonic", lambda: now[0])
+    client, note = app.test_client(), {"key": "k", "text": "t"}
+    redis.failing = True
+    assert client.post("/notes", json=note).status_code == 201
+    assert client.get("/notes/k").headers["X-Cache"] == "miss"
+    assert (redis.asked, redis.disconnected) == (1, 1)
+    redis.failing = False
+    now[0] += notes.CACHE_REST_S
+    assert client.get("/notes/k").headers["X-Cache"] == "miss"
+    assert client.get("/notes/k").headers["X-Cache"] == "hit"

@@ -280,6 +280,17 @@ def test_a_unit_that_a_package_is_starting_is_waited_for_and_no_change(converge)
     assert not report.changed
 
 
+def test_a_unit_of_another_service_is_left_as_it_is_and_told_of_when_stale(converge, conf):
+    systemd = FakeSystemd(a="active", b="inactive")
+    wanted = [Wanted(f"{name}.service", started=None, restart_when_newer=(str(conf),)) for name in "ab"]
+    touch(conf)
+    systemd.units["a.service"]["NeedDaemonReload"] = "yes"
+    report = converge(systemd, *wanted)
+    assert report.stale == ["a.service"]
+    assert systemd.commands == ["daemon-reload"], "systemd reads its files, and that is all"
+    assert not converge(systemd, *wanted).changed
+
+
 def test_stop_disable_mask_and_back(converge):
     systemd = FakeSystemd(a="active", b="active")
     away = (Wanted("a.service", enabled=False, started=False), Wanted("b.service", started=False, masked=True))

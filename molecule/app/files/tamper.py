@@ -4,7 +4,7 @@ import io
 import sys
 import tarfile
 
-VICTIM = "source/reference_app/web.py"
+VICTIM = "source/dashboard/app.py"
 
 source, target = sys.argv[1:]
 with tarfile.open(source) as whole, tarfile.open(target, "w:gz") as tampered:

@@ -1,69 +1,107 @@
-"""What a client and an intruder see of the active gateway, after it hung and crashed."""
+"""The gateway that is active after the hand-over, and what protects it."""
 
 import json
+import time
 
 from testinfra.host import Host
 
-ACTIVE = "10.78.18.11:4001"
-CLIENT = "PYTHONPATH=/opt/ib-gateway/simulator timeout 10 python3 -m gateway_simulator.client"
+CLIENT = "PYTHONPATH=/opt/ib-gateway/simulator timeout 10 python3 -m gateway_simulator.client 10.78.18.12:4001"
 
-testinfra_hosts = ["ansible://ibgw-active"]
+testinfra_hosts = ["ansible://ibgw-2"]
 
 
 def command(host: Host, line: str) -> str:
     return host.check_output(f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/7462; echo {line} >&3; read -r a <&3; echo $a'")
 
 
-def test_fill_outlived_the_crash_once(host: Host) -> None:
-    assert "status=9/KILL" in host.check_output("journalctl --no-pager --unit ib-gateway.service")
-    messages = [json.loads(line) for line in host.check_output(f"{CLIENT} {ACTIVE} executions").splitlines()]
+def state(host: Host) -> str:
+    return json.loads(host.file("/run/pst/gateway/state.json").content_string)["state"]
+
+
+def reached(host: Host, wanted: str) -> bool:
+    end = time.monotonic() + 20
+    while state(host) != wanted and time.monotonic() < end:
+        time.sleep(0.5)
+    return state(host) == wanted
+
+
+def test_the_gateway_host_may_read(host: Host) -> None:
+    assert host.check_output(f"{CLIENT} version") == "176"
+
+
+def test_fill_outlived_the_crash_and_the_hand_over_once(host: Host) -> None:
+    messages = [json.loads(line) for line in host.check_output(f"{CLIENT} executions").splitlines()]
     fills = [message for message in messages if message[0] == "11"]
     assert [(fill[4], fill[19]) for fill in fills] == [("IBM", "100.0")]
-    log = host.file("/var/lib/ib-gateway/orders.jsonl").content_string.splitlines()
-    assert [json.loads(line)["event"] for line in log] == ["placed", "filled"]
 
 
-def test_frozen_gateway_holds_the_port_and_answers_nothing(host: Host) -> None:
+def test_frozen_gateway_holds_the_port_and_is_called_frozen(host: Host) -> None:
+    assert reached(host, "ready")
     assert command(host, "MODE frozen") == "OK frozen"
     try:
-        assert "TimeoutError" in host.run(f"{CLIENT} {ACTIVE} version").stderr
+        assert "TimeoutError" in host.run(f"{CLIENT} version").stderr
+        assert reached(host, "frozen")
     finally:
         assert command(host, "MODE normal") == "OK normal"
-    assert host.check_output(f"{CLIENT} {ACTIVE} version") == "176"
+    assert reached(host, "ready")
 
 
 def test_own_restart_cuts_sessions_and_keeps_the_process(host: Host) -> None:
     before = host.check_output("systemctl show -P MainPID ib-gateway.service")
     host.check_output("systemctl reload ib-gateway.service")
     assert host.check_output("systemctl show -P MainPID ib-gateway.service") == before
-    assert host.check_output(f"{CLIENT} {ACTIVE} version") == "176"
+    assert host.check_output(f"{CLIENT} version") == "176"
 
 
 def test_port_is_closed_while_the_gateway_is_stopped(host: Host) -> None:
     host.check_output("systemctl stop ib-gateway.service")
     try:
-        assert "refused" in host.run(f"{CLIENT} {ACTIVE} version").stderr
+        assert "refused" in host.run(f"{CLIENT} version").stderr
+        assert not host.file("/run/pst/gateway/state.json").exists
     finally:
         host.check_output("systemctl start ib-gateway.service")
-    assert host.run(f"for i in $(seq 50); do {CLIENT} {ACTIVE} version && exit; done; exit 1").rc == 0
+    assert host.run(f"for i in $(seq 50); do {CLIENT} version && exit; done; exit 1").rc == 0
 
 
-def test_login_is_readable_by_the_service_only(host: Host) -> None:
+def test_secrets_are_readable_by_their_service_only(host: Host) -> None:
     settings = host.file("/etc/pst/ib-gateway/config.ini")
     assert (settings.user, settings.mode) == ("ib-gateway", 0o400)
     assert host.run("runuser -u nobody -- cat /etc/pst/ib-gateway/config.ini").rc != 0
+    assert host.run("runuser -u pst-gate -- cat /etc/pst/ib-gateway/config.ini").rc != 0
     assert host.run("runuser -u ib-gateway -- cat /etc/pst/ib-gateway/config.ini").rc == 0
+    assert host.run("runuser -u ib-gateway -- cat /etc/pst/trading/gate_password").rc != 0
+    assert host.run("runuser -u pst-gate -- cat /etc/pst/trading/gate_password").rc == 0
 
 
-def test_login_is_in_no_journal_and_no_command_line(host: Host) -> None:
-    password = "sed -n s/^IbPassword=//p /etc/pst/ib-gateway/config.ini"
-    assert len(host.check_output(password)) >= 16
-    assert host.run(f"{password} | grep -qFf - /etc/pst/ib-gateway/config.ini").rc == 0
-    assert host.run(f"journalctl --no-pager > /tmp/journal; {password} | grep -qFf - /tmp/journal").rc == 1
-    assert host.run(f"cat /proc/[0-9]*/cmdline > /tmp/lines; {password} | grep -qFf - /tmp/lines").rc == 1
+def test_secrets_are_in_no_journal_and_no_command_line(host: Host) -> None:
+    for password in (
+        "sed -n s/^IbPassword=//p /etc/pst/ib-gateway/config.ini",
+        "cat /etc/pst/trading/gate_password",
+    ):
+        assert len(host.check_output(password)) >= 16
+        host.check_output("journalctl --no-pager > /root/journal; cat /proc/[0-9]*/cmdline > /root/lines")
+        for file in ("journal", "lines"):
+            assert host.run(f"{password} | grep -qFf - /root/{file}").rc == 1
+
+
+def test_events_of_the_login_are_told_at_their_priority(host: Host) -> None:
+    command(host, "MODE second_factor_pending")
+    try:
+        assert reached(host, "second_factor_pending")
+        told = "journalctl --no-pager --output=cat --priority=warning --unit=pst-gateway-watch.service"
+        assert "gateway second_factor_pending" in host.check_output(told)
+    finally:
+        command(host, "MODE normal")
+    assert reached(host, "ready")
 
 
 def test_exposure(host: Host) -> None:
-    for unit in ("ib-gateway.service", "ib-gateway-forward.service"):
+    for unit in ("ib-gateway.service", "pst-gate.service", "pst-gateway-watch.service"):
         result = host.run(f"systemd-analyze security --threshold=20 --no-pager {unit}")
         assert result.rc == 0, result.stdout[-200:]
+
+
+def test_memory_of_the_gate(host: Host) -> None:
+    pid = host.check_output("systemctl show -P MainPID pst-gate.service")
+    resident = int(host.check_output(f"awk '/^VmRSS/ {{print $2}}' /proc/{pid}/status"))
+    assert resident < 60 * 1024

@@ -8,6 +8,13 @@ CLIENT = "PYTHONPATH=/opt/simulator timeout 10 python3 -m gateway_simulator.clie
 testinfra_hosts = ["ansible://ibgw-program"]
 
 
+def test_frozen_program_was_ended_by_its_watch_and_came_back(host: Host) -> None:
+    told = "journalctl --no-pager --output=cat --priority=err --unit=pst-gateway-watch.service"
+    assert "it is restarted" in host.check_output(told)
+    assert int(host.check_output("systemctl show -P NRestarts ib-gateway.service")) >= 1
+    assert host.file("/run/pst/gateway/state.json").contains('"state": "ready"')
+
+
 def test_program_runs_under_ibc_on_a_display_with_a_cookie(host: Host) -> None:
     assert host.check_output(f"{CLIENT} {PROGRAM} version") == "176"
     assert host.service("ib-gateway-display.service").is_running

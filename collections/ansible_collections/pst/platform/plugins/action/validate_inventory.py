@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible.utils.vars import load_extra_vars
 
+from ansible_collections.pst.platform.plugins.module_utils import gateway, trading
 from ansible_collections.pst.platform.plugins.module_utils import inventory_check as rules
 
 try:  # Ansible tags each value with the file and line that it came from. Only the messages use it.
@@ -48,7 +49,7 @@ class ActionModule(ActionBase):
             for name in hostvars
             if name != "localhost"
         ]
-        problems = rules.check(hosts, contract, option_errors)
+        problems = rules.check(hosts, contract, option_errors, (trading.check_sites, gateway.check_sites))
         for problem in problems:
             self._display.display(f"- {problem}", color="red")
         if problems:

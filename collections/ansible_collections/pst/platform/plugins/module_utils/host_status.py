@@ -11,6 +11,7 @@ import datetime
 import http.client
 import json
 import re
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from ansible_collections.pst.platform.plugins.module_utils.host_check import rea
 CA = Path("/etc/pst/pki/ca.crt")
 NODE_CERTIFICATE, NODE_KEY = Path("/etc/pst/pki/node/node.crt"), Path("/etc/pst/pki/node/node.key")
 SENTINEL_CONFIG = Path("/var/lib/redis/sentinel.conf")
+GUARD_SOCKET = "/run/pst/trading/guard.sock"
+HOLDS = "holds"
 EVERY_HOST = "every host"
 
 
@@ -64,6 +67,8 @@ class Service:
     probe: Callable[[Context], Answer] | None = None
     # May be stopped on purpose: the standby of a pair, an empty slot. Told by the unit being disabled.
     optional: bool = False
+    # Goes up and down with this one of the host's units, whose being enabled is told.
+    follows: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,44 @@ def probe_app(colour: str) -> Callable[[Context], Answer]:
         return Answer("ready", str(version["release"]))
 
     return probe
+
+
+def probe_guard(context: Context) -> Answer:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(context.timeout)
+        connection.connect(GUARD_SOCKET)
+        connection.sendall(b'{"command": "status"}\n')
+        with connection.makefile("rb") as answer:
+            placements = json.loads(answer.readline())["placements"]
+    return Answer(guard_state(placements))
+
+
+def guard_state(placements: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the guard holds, waits for, and stays out of."""
+    problems = [f"{name}: {state['problem']}" for name, state in placements.items() if state["problem"]]
+    if problems:
+        raise ProbeError("; ".join(problems))
+    held = [f"{name} (epoch {state['epoch']})" for name, state in placements.items() if state["holds"]]
+    out = [name for name, state in placements.items() if not state["holds"] and state["stays_out"]]
+    waits = [name for name, state in placements.items() if not state["holds"] and not state["stays_out"]]
+    said = ((HOLDS, held), ("stays out of", out), ("standby for", waits))
+    return "; ".join(f"{words} {', '.join(names)}" for words, names in said if names)
+
+
+def held_by(state: str) -> dict[str, bool]:
+    """The placements in what `guard_state` says, and whether they are held."""
+    return {
+        name.partition(" ")[0]: part.startswith(HOLDS)
+        for part in state.split("; ")
+        for words in (HOLDS, "stays out of", "standby for")
+        if part.startswith(words)
+        for name in part.removeprefix(words).strip().split(", ")
+    }
+
+
+def probe_link(context: Context) -> Answer:
+    """The whole way: the link of this host, the gate, the gateway."""
+    return probe_gateway(replace(context, address="127.0.0.1"))
 
 
 def probe_mongod(context: Context) -> Answer:
@@ -219,10 +262,13 @@ SERVICES: Sequence[Service] = (
     Service("load_balancers", "keepalived", "keepalived.service", "keepalived", probe_keepalived),
     Service("app_nodes", "app blue", "pst-app@blue.service", probe=probe_app("blue"), optional=True),
     Service("app_nodes", "app green", "pst-app@green.service", probe=probe_app("green"), optional=True),
+    Service("app_nodes", "link", "pst-gateway-link.service", probe=probe_link),
+    Service("app_nodes", "guard", "pst-guard.service", probe=probe_guard),
     Service("mongodb", "mongod", "mongod.service", probe=probe_mongod),
     Service("redis", "redis", "redis-server.service", "redis-server", probe_redis),
     Service("redis", "sentinel", "redis-sentinel.service", "redis-sentinel"),
     Service("ib_gateways", "gateway", "ib-gateway.service", probe=probe_gateway, optional=True),
+    Service("ib_gateways", "gate", "pst-gate.service", optional=True, follows="ib-gateway.service"),
     Service("monitoring", "prometheus", "prometheus.service", "prometheus", probe_prometheus),
 )
 
@@ -247,7 +293,9 @@ def look(host: str, tiers: Collection[str], context: Context) -> list[Row]:
     units = show_units([service.unit for service in services])
     versions = package_versions([service.package for service in services if service.package])
     with ThreadPoolExecutor(max_workers=8) as pool:
-        rows = list(pool.map(lambda service: row_of(host, service, units[service.unit], versions, context), services))
+        rows = list(
+            pool.map(lambda service: row_of(host, service, unit_of(service, units), versions, context), services)
+        )
     return summarised(with_slots(rows))
 
 
@@ -256,6 +304,12 @@ def with_slots(rows: Sequence[Row]) -> list[Row]:
     idle = [row for row in rows if row.service in SLOTS.get(row.tier, ()) and row.state in ("standby", "not installed")]
     empty = {row.tier for row in idle if len(idle) == len(SLOTS[row.tier])}
     return [replace(row, ok=row.ok and row.tier not in empty) for row in rows]
+
+
+def unit_of(service: Service, units: Mapping[str, Unit]) -> Unit:
+    """The unit of a service, enabled or disabled as the one that it follows."""
+    unit = units[service.unit]
+    return replace(unit, enabled=units[service.follows].enabled) if service.follows else unit
 
 
 def row_of(host: str, service: Service, unit: Unit, versions: Mapping[str, str], context: Context) -> Row:
@@ -382,3 +436,19 @@ def judge(
         ]
         if len(found) != 1:
             yield Row(site, tier, service, f"{what} {', '.join(found) or 'nobody'}; wanted exactly one", ok=False)
+    yield from judge_leases(rows, site, asked, groups)
+
+
+def judge_leases(
+    rows: Sequence[Row], site: str, asked: Collection[str], groups: Mapping[str, Collection[str]]
+) -> Iterator[Row]:
+    """A row for each lease that not exactly one host of the site holds."""
+    members = set(groups.get("app_nodes", ())) & set(groups[site])
+    if not members <= set(asked):
+        return
+    guards = {row.host: held_by(row.state) for row in rows if row.host in members and row.service == "guard"}
+    for placement in sorted({name for placements in guards.values() for name in placements}):
+        holders = sorted(host for host, placements in guards.items() if placements.get(placement))
+        if len(holders) != 1:
+            state = f"held by {', '.join(holders) or 'nobody'}; wanted exactly one"
+            yield Row(site, "app_nodes", f"lease {placement}", state, ok=False)

@@ -9,11 +9,14 @@ accounts.
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 # From 201 on a gateway may switch to another encoding, so the offer ends below.
 OFFER = b"v100..176"
@@ -22,6 +25,9 @@ CLIENT_ID_IN_USE = "326"
 # The gateway answers the API but has lost the broker's servers, or the farms behind them.
 CONNECTIVITY_LOST = {"1100", "2103", "2105", "2110"}
 MAX_FRAME = 1 << 20
+READY, SECOND_FACTOR_PENDING = "ready", "second_factor_pending"
+# The watch of the gateway writes its state at least this often; an older one says nothing.
+STATE_GOOD_FOR = 120.0
 
 
 class ProbeError(Exception):
@@ -36,6 +42,7 @@ class Health:
     connection_time: str
     accounts: tuple[str, ...] = ()
     next_order_id: int | None = None
+    state: str = READY
 
 
 @dataclass(frozen=True)
@@ -150,13 +157,36 @@ def _session(connection: _Connection, target: Target, client_id: int, health: He
     return Health(health.server_version, health.connection_time, accounts, next_order_id)
 
 
-def wait_healthy(target: Target, timeout: float, wait: float, pause: float = 1.0) -> Health:
-    """Ask until the gateway is healthy, for ``wait`` seconds at most; at least once."""
-    end = time.monotonic() + wait
+def wait_healthy(
+    target: Target,
+    timeout: float,
+    wait: float,
+    pause: float = 1.0,
+    pending: Callable[[], bool] = lambda: False,
+    pending_wait: float = 0,
+) -> Health:
+    """Ask until the gateway is healthy, for ``wait`` seconds at most; at least once.
+
+    While the second factor is pending, for ``pending_wait`` seconds instead: a person is not as quick as a program.
+    """
+    began = time.monotonic()
     while True:
         try:
             return probe(target, timeout)
         except ProbeError:
-            if time.monotonic() + pause >= end:
+            bound = pending_wait if pending() else wait
+            if time.monotonic() + pause >= began + bound:
                 raise
         time.sleep(pause)
+
+
+def second_factor_pending(state_file: str | None, now: datetime | None = None) -> bool:
+    """Whether the host's own watch of the gateway has seen of late that somebody has to give the second factor."""
+    if state_file is None:
+        return False
+    try:
+        record = json.loads(Path(state_file).read_text())
+        age = ((now or datetime.now(UTC)) - datetime.fromisoformat(record["at"])).total_seconds()
+        return bool(record["state"] == SECOND_FACTOR_PENDING and age < STATE_GOOD_FOR)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -28,7 +28,7 @@ SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential", re.IGNOREC
 ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node")),
     "load_balancers": (("load_balancer", "main"),),
-    "app_nodes": (("app", "main"),),
+    "app_nodes": (("app", "main"), ("trading", "main")),
     "mongodb": (("mongodb", "main"),),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
@@ -51,6 +51,8 @@ Option = Mapping[str, Any]
 Options = Mapping[str, Option]
 # Returns what is wrong with the value of one option, in words that hold no secret.
 OptionValidator = Callable[[str, Option, Any], list[str]]
+# The rules of a role's own, over all sites.
+RoleRules = Callable[[Sequence["Site"], "Contract"], Iterator["Problem"]]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ def entry_points(groups: Collection[str]) -> list[tuple[str, str]]:
     return [role for group, roles in ROLES.items() if group == EVERY_HOST or group in groups for role in roles]
 
 
-def check(hosts: Iterable[Host], contract: Contract, validate: OptionValidator) -> list[Problem]:
+def check(
+    hosts: Iterable[Host], contract: Contract, validate: OptionValidator, role_rules: Sequence[RoleRules] = ()
+) -> list[Problem]:
     """All the problems of an inventory, in a stable order, the same one of many hosts told once."""
     hosts = tuple(hosts)
     problems = list(check_membership(hosts))
@@ -155,6 +159,8 @@ def check(hosts: Iterable[Host], contract: Contract, validate: OptionValidator) 
     problems += check_sites(sites_of(hosts))
     for site in sites_of(hosts):
         problems += (found for check_site in SITE_CHECKS for found in check_site(site))
+    for rules in role_rules:
+        problems += rules(sites_of(hosts), contract)
     return merged(problems, hosts)
 
 

@@ -53,7 +53,7 @@ class Credentials:
 class Server(Protocol):
     """One mongod, asked directly (never through the set)."""
 
-    def command(self, command: Mapping[str, Any]) -> Document: ...
+    def command(self, command: Mapping[str, Any], database: str = "admin") -> Document: ...
 
     def close(self) -> None: ...
 
@@ -789,11 +789,11 @@ class PymongoServer:
         self.host = host
         self.client: Any = pymongo.MongoClient(host, **options)
 
-    def command(self, command: Mapping[str, Any]) -> Document:
+    def command(self, command: Mapping[str, Any], database: str = "admin") -> Document:
         from pymongo import errors  # noqa: PLC0415
 
         try:
-            return dict(self.client.admin.command(dict(command)))
+            return dict(self.client[database].command(dict(command)))
         except errors.ConnectionFailure as error:
             raise UnreachableError(f"{self.host}: {error}") from error
         except errors.OperationFailure as error:

@@ -60,7 +60,8 @@ class Wanted:
 
     name: str
     enabled: bool = True
-    started: bool = True
+    started: bool | None = True
+    """None: it is left as it is, because somebody else starts and stops it."""
     masked: bool = False
     restart_when_newer: tuple[str, ...] = ()
     reload_when_newer: tuple[str, ...] = ()
@@ -239,7 +240,9 @@ class Systemd:
         report.stale = [
             unit.name
             for unit in self.wanted
-            if unit.name not in report.restarted and unit.started and is_stale(unit, after[unit.name], offset)
+            if unit.name not in report.restarted
+            and unit.started is not False
+            and is_stale(unit, after[unit.name], offset)
         ]
         # Its conditions kept it out before, and now they hold: only the answer after the attempt tells.
         report.started += [unit.name for unit in self.wanted if now[unit.name].left_out and after[unit.name].running]
@@ -313,7 +316,7 @@ class Systemd:
         report.stopped = [
             unit.name
             for unit in self.wanted
-            if not unit.started and now[unit.name]["ActiveState"] in (*RUNNING, "activating")
+            if unit.started is False and now[unit.name]["ActiveState"] in (*RUNNING, "activating")
         ]
         self.do("stop", report.stopped)
 

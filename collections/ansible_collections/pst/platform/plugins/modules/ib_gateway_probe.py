@@ -50,6 +50,17 @@ options:
     description: How long to ask again, in seconds. V(0) asks once.
     type: float
     default: 0
+  state_file:
+    description:
+      - File with the gateway's state that the watch on this host keeps. Where it says that the second factor
+        is waited for, an unhealthy gateway is no failure, since somebody has to act; RV(state) says so.
+    type: path
+  second_factor_wait:
+    description:
+      - How long to ask again while the second factor is waited for, in seconds, in place of O(wait). V(0) asks
+        once, so that somebody can be told.
+    type: float
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -62,6 +73,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+state: {description: V(ready) or V(second_factor_pending)., returned: success, type: str, sample: ready}
 server_version: {description: Version of the API that was agreed on., returned: success, type: int, sample: 176}
 connection_time: {description: The gateway's clock., returned: success, type: str}
 accounts: {description: Accounts of the session., returned: success, type: list, elements: str}
@@ -73,8 +85,10 @@ from dataclasses import asdict
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.pst.platform.plugins.module_utils.ib_api import (
+    SECOND_FACTOR_PENDING,
     ProbeError,
     Target,
+    second_factor_pending,
     wait_healthy,
 )
 
@@ -91,6 +105,8 @@ def main() -> None:
             "accounts": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 5},
             "wait": {"type": "float", "default": 0},
+            "state_file": {"type": "path"},
+            "second_factor_wait": {"type": "float", "default": 0},
         },
         supports_check_mode=True,
     )
@@ -102,9 +118,17 @@ def main() -> None:
         trading_mode=options["trading_mode"],
         accounts=tuple(options["accounts"]),
     )
+
+    def pending() -> bool:
+        return second_factor_pending(options["state_file"])
+
     try:
-        health = wait_healthy(target, options["timeout"], options["wait"])
+        health = wait_healthy(
+            target, options["timeout"], options["wait"], pending=pending, pending_wait=options["second_factor_wait"]
+        )
     except ProbeError as error:
+        if pending():
+            module.exit_json(changed=False, state=SECOND_FACTOR_PENDING, msg=str(error))
         module.fail_json(msg=f"IB Gateway is not healthy: {error}")
     module.exit_json(changed=False, **asdict(health))
 

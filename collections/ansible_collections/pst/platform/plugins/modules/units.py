@@ -35,9 +35,10 @@ options:
       state:
         description:
           - Whether it runs now. V(started) by default, V(stopped) where O(units[].masked).
+          - V(as_is) for a unit that another service starts and stops. RV(stale) tells of it all the same.
           - A C(oneshot) without C(RemainAfterExit) counts as started once it has succeeded since boot.
         type: str
-        choices: [started, stopped]
+        choices: [started, stopped, as_is]
       masked:
         description: Whether it is masked, so that nothing can start it. Also works before its package is installed.
         type: bool
@@ -117,7 +118,7 @@ from ansible_collections.pst.platform.plugins.module_utils.units import (
 OPTIONS = {
     "name": {"type": "str", "required": True},
     "enabled": {"type": "bool", "default": True},
-    "state": {"type": "str", "choices": ["started", "stopped"]},
+    "state": {"type": "str", "choices": ["started", "stopped", "as_is"]},
     "masked": {"type": "bool", "default": False},
     "restart_when_newer": {"type": "list", "elements": "path", "default": []},
     "reload_when_newer": {"type": "list", "elements": "path", "default": []},
@@ -127,10 +128,11 @@ OPTIONS = {
 
 def wanted_of(option: dict) -> Wanted:
     """Return the typed form of one checked option."""
+    state = option["state"] or ("stopped" if option["masked"] else "started")
     return Wanted(
         name=option["name"],
         enabled=option["enabled"],
-        started=option["state"] == "started" or (option["state"] is None and not option["masked"]),
+        started=None if state == "as_is" else state == "started",
         masked=option["masked"],
         restart_when_newer=tuple(option["restart_when_newer"]),
         reload_when_newer=tuple(option["reload_when_newer"]),

@@ -1,0 +1,140 @@
+"""The gate as an application node meets it, with the lease moved by hand."""
+
+import json
+import time
+
+import pytest
+from testinfra.host import Host
+
+GATE = "10.78.18.12:4001"
+TRADER = "PYTHONPATH=/opt/ib-gateway/simulator timeout 60 python3 /opt/trader.py"
+LEASE = "PYTHONPATH=/usr/local/lib/pst python3 -P /opt/lease.py"
+
+RECOVER = """
+from pst_trading import recover, settings
+report = recover.recover(settings.load(), print)
+print("cancelled", len(report.cancelled), "foreign", report.foreign)
+"""
+
+testinfra_hosts = ["ansible://ibgw-store"]
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def lines(output: str) -> list[tuple[float, str]]:
+    return [(float(line.split(" ", 1)[0]), line.split(" ", 1)[1]) for line in output.splitlines()]
+
+
+@pytest.fixture
+def gateway(host: Host) -> Host:
+    own = host.backend
+    return Host.get_host(
+        "ansible://ibgw-2?sudo=true", ansible_inventory=own.ansible_inventory, ssh_config=own.ssh_config
+    )
+
+
+@pytest.fixture(autouse=True)
+def _end_the_lease(host: Host):
+    yield
+    host.check_output(f"{LEASE} release")
+
+
+def test_an_order_of_the_holder_passes(host: Host) -> None:
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    said = [text for _, text in lines(host.check_output(f"{TRADER} order {GATE} 101"))]
+    assert said == ["passed", "alive"]
+
+
+def test_an_order_of_another_host_is_refused_and_its_connection_lives(host: Host) -> None:
+    host.check_output(f"{LEASE} hold ibgw-app 600")
+    (_, refused), (_, alive) = lines(host.check_output(f"{TRADER} order {GATE} 102"))
+    assert refused.startswith("refused Read-only: ibgw-app/blue holds the lease of trading")
+    assert refused.endswith("this is ibgw-store")
+    assert alive == "alive"
+
+
+def test_the_old_holder_is_cut_when_the_lease_moves(host: Host) -> None:
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    host.check_output(f"sh -c '{TRADER} until-cut {GATE} 103 > /root/cut 2>&1 &'")
+    until(lambda: "passed" in host.check_output("cat /root/cut"))
+    moved = time.monotonic()
+    host.check_output(f"{LEASE} hold ibgw-app 600")
+    until(lambda: "cut" in host.check_output("cat /root/cut"))
+    assert [text for _, text in lines(host.check_output("cat /root/cut"))] == ["passed", "cut"]
+    assert time.monotonic() - moved < 6
+
+
+def test_orders_stop_within_the_ttl_when_mongodb_is_away(host: Host) -> None:
+    host.check_output(f"{LEASE} hold ibgw-store 8")
+    host.check_output("sh -c 'sleep 2; systemctl kill --signal STOP mongod.service' > /dev/null 2>&1 &")
+    try:
+        said = lines(host.check_output(f"{TRADER} until-refused {GATE} 104"))
+    finally:
+        host.check_output("systemctl kill --signal CONT mongod.service")
+    assert [text.split()[0] for _, text in said] == ["passed", "refused", "alive"]
+    assert 2 < said[1][0] < 8 + 10, "refused after the ttl, and after two reads that got no answer"
+
+
+@pytest.fixture
+def link(host: Host):
+    host.check_output(
+        "systemd-run --quiet --unit=link --setenv=PYTHONPATH=/usr/local/lib/pst python3 -P -m pst_trading link"
+    )
+    until(lambda: host.run("ss -Hltn src 127.0.0.1:4001").stdout)
+    yield "127.0.0.1:4001"
+    host.check_output("systemctl stop link")
+
+
+def recover(host: Host):
+    return host.run(f"PYTHONPATH=/usr/local/lib/pst python3 -P - <<'EOF'\n{RECOVER}\nEOF")
+
+
+def test_the_link_finds_the_gateway_that_is_active(host: Host, link: str) -> None:
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    assert "passed" in host.check_output(f"{TRADER} order {link} 111")
+
+
+def test_the_recovery_takes_back_what_rests_for_the_holder_and_for_nobody_else(host: Host, link: str) -> None:
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    host.check_output(f"{TRADER} order {link} 121; {TRADER} order {link} 122; {TRADER} order {link} 950")
+    host.check_output(f"{LEASE} hold ibgw-app 600")
+    refused = recover(host)
+    assert refused.rc != 0
+    assert "may not be taken back: Read-only: ibgw-app/blue holds the lease" in refused.stderr
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    done = recover(host)
+    assert done.rc == 0, done.stderr
+    taken = {(event["client_id"], event["event"]) for event in map(json.loads, done.stdout.splitlines()[:-1])}
+    assert {(121, "order cancelled"), (122, "order cancelled")} <= taken
+    assert 950 not in {client for client, _ in taken}
+    assert recover(host).stdout.split()[:2] == ["cancelled", "0"]
+
+
+def test_the_kill_switch_stops_the_holder_until_it_is_undone(host: Host, gateway: Host) -> None:
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    gateway.check_output("touch /run/pst/gate/closed")
+    try:
+        (_, refused), _ = lines(host.check_output(f"{TRADER} order {GATE} 105"))
+        assert "the gate is closed" in refused
+    finally:
+        gateway.check_output("rm /run/pst/gate/closed")
+    assert "passed" in host.check_output(f"{TRADER} order {GATE} 105")
+
+
+def test_every_order_is_on_record_at_the_gate_and_none_but_those_reached_the_broker(host: Host, gateway: Host) -> None:
+    host.check_output(f"{LEASE} hold ibgw-app 600")
+    host.check_output(f"{TRADER} order {GATE} 106")
+    host.check_output(f"{LEASE} hold ibgw-store 600")
+    host.check_output(f"{TRADER} order {GATE} 107")
+    records = [json.loads(line) for line in gateway.check_output("cat /var/log/pst/gate-orders.jsonl").splitlines()]
+    verdicts = {(record["client_id"], record["verdict"]) for record in records if record["client_id"] in (106, 107)}
+    assert verdicts == {(106, "refused"), (107, "passed")}
+    log = host.check_output("cat /var/lib/private/ib-gateway-broker/orders.jsonl").splitlines()
+    placed = {json.loads(line).get("client_id") for line in log}
+    assert 107 in placed
+    assert 106 not in placed

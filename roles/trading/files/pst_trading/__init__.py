@@ -1,0 +1,1 @@
+"""Trading, fenced: lease, guard, gate. See docs/trading.md."""

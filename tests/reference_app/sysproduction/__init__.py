@@ -1,0 +1,1 @@
+"""The reference application: a stand-in for pysystemtrade, of the same outer shape."""
