@@ -1,9 +1,13 @@
 """Moves the lease of trading by hand, in place of the guards: ``lease.py hold HOST SECONDS``, ``lease.py release``."""
 
 import sys
+import time
 
 from pst_trading import settings as configuration
 from pst_trading.store import connect
+from pymongo.errors import PyMongoError
+
+PATIENCE_S = 20  # the store's own bounds are those of a guard in a hurry; here the machine may be busy
 
 
 def main(verb: str, host: str = "", seconds: str = "0") -> None:
@@ -23,7 +27,15 @@ def main(verb: str, host: str = "", seconds: str = "0") -> None:
         "wanted": None,
         "revoked": None,
     }
-    leases.update_one({"_id": "trading"}, [{"$set": change}], upsert=True)
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            leases.update_one({"_id": "trading"}, [{"$set": change}], upsert=True)
+        except PyMongoError:
+            if time.monotonic() > end:
+                raise
+        else:
+            return
 
 
 main(*sys.argv[1:])
