@@ -109,6 +109,30 @@ def test_an_instrument_order_that_came_later_is_no_business_of_the_drain(case):
     assert case.drain([case.trader], 300).clean
 
 
+def test_nor_is_one_that_comes_while_the_process_is_on_its_way_out(case):
+    """It has closed its stacks and has still to disconnect: it will not look at this one."""
+
+    def close_the_stacks():
+        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 9))
+
+    def leave():
+        case.alive = False
+        case.control.change(ORDER_SENDER, status="STOP", running=False)
+
+    case.later = [close_the_stacks, leave]
+    assert case.drain([case.trader], 300).clean
+
+
+def test_an_instrument_order_that_was_there_has_to_be_closed(case):
+    def leave():
+        case.alive = False
+        case.control.change(ORDER_SENDER, status="STOP", running=False)
+        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 8), ("INSTRUMENT_ORDER_STACK", 9))
+
+    case.later = [leave]
+    assert [order.order_id for order in case.drain([case.trader], 300).orders] == [8]
+
+
 def test_a_process_that_dies_has_not_drained(case):
     def die():
         case.alive = False
