@@ -5,7 +5,7 @@ LAB := inventories/lab
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down status test lint unit molecule integration drill-interrupt drill-trade-once bench docs lock clean
+.PHONY: help venv lab lab-down status test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ drill-interrupt: venv ## kill site.yml at ten random points; it converges each t
 
 drill-trade-once: venv ## faults on the lab while orders flow: nothing is traded twice
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_trade_once.py
+
+drill-pysystemtrade: venv ## the real pysystemtrade on the lab (PYSYSTEMTRADE_SOURCE=, _REF= or _SHA256=)
+	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_pysystemtrade.py
 
 bench: venv ## time site.yml against a shell script that does the same; what agent and guard cost a node
 	@python tests/bench/bench.py

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +177,15 @@ def eventually(what: str, ask: Callable[[], T], within: float = 60, pause: float
 
 def wait_until_all_serve() -> None:
     eventually("healthy platform", lambda: playbook("status").code == 0, 180, 3)
+
+
+def ask(path: str, timeout: float = 10, token: str = "") -> tuple[int, str]:
+    """Ask through the virtual address, with TLS verified against the lab's authority; returns status and body."""
+    context = ssl.create_default_context(cafile=str(STATE / "pki" / "ca.crt"))
+    headers = {"Host": f"trading.{DOMAIN}"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(f"https://{VIP}{path}", headers=headers)
+    with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:
+        return answer.status, answer.read().decode()
 
 
 def secret(name: str) -> str:

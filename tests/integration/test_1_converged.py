@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
-import urllib.request
 
 import lab
 
@@ -13,22 +11,14 @@ import lab
 NOOP_SECONDS = 90
 
 
-def ask(path: str) -> tuple[int, bytes]:
-    """Ask through the virtual address, with TLS verified against the lab's authority."""
-    context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
-    request = urllib.request.Request(f"https://{lab.VIP}{path}", headers={"Host": f"trading.{lab.DOMAIN}"})
-    with urllib.request.urlopen(request, timeout=5, context=context) as answer:
-        return answer.status, answer.read()
-
-
 def test_the_virtual_address_answers_with_verified_tls() -> None:
-    status, body = ask("/version")
+    status, body = lab.ask("/version")
     assert status == 200, body
     assert json.loads(body)["colour"] == "blue"
 
 
 def test_readiness_means_that_mongodb_and_redis_were_used() -> None:
-    status, body = ask("/ready")
+    status, body = lab.ask("/ready")
     assert status == 200, body
 
 

@@ -356,7 +356,7 @@ def cut_from_mongodb(host: str, direction: str) -> None:
     """Drop what a host sends to MongoDB (`out`), or what comes back (`in`); connections hang, as on a broken line."""
     hook, port = {"out": ("output", "dport"), "in": ("input", "sport")}[direction]
     rules = (
-        f"table inet drill {{ chain {direction} {{ type filter hook {hook} priority -200; tcp {port} 27017 drop; }} }}"
+        f"table inet drill {{ chain {direction} {{ type filter hook {hook} priority -200; tcp {port} 27017 drop; }}; }}"
     )
     lab.ssh(host, "nft -f -", stdin=rules)
 

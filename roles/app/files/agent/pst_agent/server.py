@@ -38,6 +38,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(tls.ca)
     context.load_cert_chain(tls.certificate, tls.key)
+    context.num_tickets = 1  # the balancers' checks come back with it; a second one is work for nothing
     return context
 
 

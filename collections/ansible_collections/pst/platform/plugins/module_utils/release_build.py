@@ -41,9 +41,16 @@ GLIBC = 36
 """Debian 12's glibc is 2.36: a wheel for any manylinux up to that runs on every supported host."""
 
 
+SUPPLIED_LOCK = "pst-requirements.txt"
+"""Name in the release of a lock that does not come with its source."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """What to build, from what. An empty version is taken from the content: for development."""
+    """What to build, from what. An empty version is taken from the content: for development.
+
+    A lock with an absolute path is one that is supplied beside the source.
+    """
 
     source: Path
     version: str
@@ -51,6 +58,15 @@ class Recipe:
     python_versions: Sequence[str]
     architecture: str
     exclude: Sequence[str]
+
+    @property
+    def lock(self) -> Path:
+        return self.source / self.requirements
+
+    @property
+    def lock_name(self) -> str:
+        """Return where the lock is below the release's source."""
+        return SUPPLIED_LOCK if Path(self.requirements).is_absolute() else self.requirements
 
 
 @dataclass(frozen=True)
@@ -84,8 +100,10 @@ def plan(recipe: Recipe) -> Plan:
             problems.append(f"{path}: a symbolic link; a release holds only files")
         elif is_inside(name):
             files[name] = path
-    if f"{SOURCE}/{recipe.requirements}" not in files:
-        problems.append(f"requirements: {recipe.source / recipe.requirements} does not exist")
+    if recipe.lock_name == SUPPLIED_LOCK and recipe.lock.is_file():
+        files[f"{SOURCE}/{SUPPLIED_LOCK}"] = recipe.lock
+    if f"{SOURCE}/{recipe.lock_name}" not in files:
+        problems.append(f"requirements: {recipe.lock} does not exist")
     if problems:
         raise ReleaseError(problems)
     digests = {name: _digest(path) for name, path in files.items()}
@@ -93,7 +111,7 @@ def plan(recipe: Recipe) -> Plan:
         "files": digests,
         "executables": _executables(files),
         "python_versions": list(recipe.python_versions),
-        "requirements": recipe.requirements,
+        "requirements": recipe.lock_name,
         "architecture": recipe.architecture,
     }
     content = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -115,7 +133,7 @@ def is_built(planned: Plan, directory: Path) -> bool:
 def build(planned: Plan, directory: Path, cache: Path) -> Path:
     """Write the artefact, whole or not at all. The same content and SOURCE_DATE_EPOCH give the same bytes."""
     recipe = planned.recipe
-    lock = (recipe.source / recipe.requirements).read_text()
+    lock = recipe.lock.read_text()
     wheels = {
         f"{WHEELS}/{wheel.name}": wheel
         for version in recipe.python_versions
@@ -127,7 +145,7 @@ def build(planned: Plan, directory: Path, cache: Path) -> Path:
         version=planned.version,
         content=planned.content,
         python_versions=list(recipe.python_versions),
-        requirements=recipe.requirements,
+        requirements=recipe.lock_name,
         files=planned.digests | {name: _digest(path) for name, path in wheels.items()},
         executables=_executables(planned.files),
         revision=revision(recipe.source),

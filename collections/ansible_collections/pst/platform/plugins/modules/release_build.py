@@ -26,7 +26,9 @@ options:
     type: str
     default: ""
   requirements:
-    description: The lock below O(source), in pip's format with hashes. It must lock C(pip), which hosts install with.
+    description:
+      - The lock, in pip's format with hashes. It must lock C(pip), which hosts install with.
+      - A path below O(source), or an absolute one for a lock that does not come with the source.
     type: str
     default: requirements.txt
   python_versions:
