@@ -5,8 +5,9 @@ Where it comes from is yours to say; this project carries none of it:
     PYSYSTEMTRADE_SOURCE=https://….git PYSYSTEMTRADE_REF=v1.80 make drill-pysystemtrade
     PYSYSTEMTRADE_SOURCE=/…/pysystemtrade-1.80.tar.gz PYSYSTEMTRADE_SHA256=… make drill-pysystemtrade
 
-Its processes start under the guard, process control works, STOP drains, another host takes over, the dashboard answers behind the
-balancers. Then the lab gets the reference application back. About 10 minutes. The broker is the simulator, nothing is traded.
+Its processes start under the guard, process control works, STOP drains, another host takes over, the dashboard answers
+behind the balancers. Then the lab gets the reference application back. About 10 minutes. The broker is the simulator,
+nothing is traded.
 """
 
 from __future__ import annotations

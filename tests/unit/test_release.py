@@ -165,6 +165,25 @@ def test_all_problems_of_a_source_at_once(source: Path) -> None:
     assert "lock.txt does not exist" in str(caught.value)
 
 
+def test_a_lock_may_come_from_elsewhere_and_goes_with_the_release(
+    source: Path, wheels: list[str], tmp_path: Path
+) -> None:
+    (source / "requirements.txt").unlink()
+    lock = tmp_path / "supplied.txt"
+    lock.write_text(LOCK)
+    planned = release_build.plan(recipe(source, requirements=str(lock)))
+    built = release_build.build(planned, tmp_path / "releases", tmp_path)
+    manifest, _ = release.unpack(built, tmp_path / "target")
+    assert (tmp_path / "target/source" / manifest.requirements).read_text() == lock.read_text()
+    lock.write_text(f"{LOCK}x==2 --hash={HASH}\n")
+    assert release_build.plan(recipe(source, requirements=str(lock))).content != planned.content
+
+
+def test_a_supplied_lock_that_is_not_there(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match=r"nowhere\.txt does not exist"):
+        release_build.plan(recipe(source, requirements=str(tmp_path / "nowhere.txt")))
+
+
 def test_a_changed_file_is_refused_by_name_and_sha256(artefact: Path, tmp_path: Path) -> None:
     repack(artefact, {"source/app/__init__.py": b"evil"})
     with pytest.raises(ReleaseError) as caught:

@@ -11,17 +11,18 @@ from typing import Annotated
 from . import ibapi
 from .settings import (
     BAD_CONFIGURATION,
-    DAYS,
     AbsolutePath,
     ClockTime,
     Day,
     HostPort,
     Limits,
+    MongoAccount,
     Name,
     OptionalPath,
     SettingsError,
     Text,
     Words,
+    in_window,
     read,
 )
 
@@ -29,19 +30,10 @@ PATH = Path("/etc/pst/trading/gate.json")
 
 
 @dataclass(frozen=True)
-class MongoSettings:
+class MongoSettings(MongoAccount):
     """Where the lease is, and a user that may read it."""
 
-    hosts: tuple[HostPort, ...]
-    replica_set: Words
-    username: Words
-    password_file: AbsolutePath
-    database: Name
     tls_ca: OptionalPath
-
-    def password(self) -> str:
-        """Read the password; it is never part of the settings, so that it is in no log of them."""
-        return Path(self.password_file).read_text().strip()
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class TradingWindow:
 
     def covers(self, moment: datetime) -> bool:
         """Whether trading goes on then."""
-        return DAYS[moment.weekday()] in self.days and self.start <= moment.strftime("%H:%M") < self.stop
+        return in_window(self.days, self.start, self.stop, moment)
 
 
 @dataclass(frozen=True)

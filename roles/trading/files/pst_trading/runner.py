@@ -13,7 +13,7 @@ from .drain import BROKER_STACK, Drain, Drained
 from .keeper import Keeper
 from .lease import Document, Grant
 from .processes import ORDER_SENDER, ProcessControl, ProcessState
-from .settings import DAYS, Process, Settings
+from .settings import Process, Settings, in_window
 from .store import DrainStore, RunStore, StoreError
 from .units import Units, UnitsError
 
@@ -310,8 +310,7 @@ class Runner:
         track.note = due(process, track) or self._start(process, track)
 
     def _in_window(self, process: Process) -> bool:
-        local = self.tools.local_time()
-        return DAYS[local.weekday()] in process.days and process.start <= local.strftime("%H:%M") < process.stop
+        return in_window(process.days, process.start, process.stop, self.tools.local_time())
 
     def _today(self) -> str:
         return self.tools.local_time().date().isoformat()

@@ -9,8 +9,9 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -62,14 +63,14 @@ Day = Annotated[str, Text("|".join(DAYS), f"one of {', '.join(DAYS)}")]
 
 
 @dataclass(frozen=True)
-class MongoSettings:
+class MongoAccount:
+    """Where the leases are, and who asks for them."""
+
     hosts: tuple[HostPort, ...]
     replica_set: Words
     username: Words
     password_file: AbsolutePath
     database: Name
-    trading_database: Annotated[str, Text(r"[A-Za-z0-9_-]{1,63}", "a database's name")]
-    tls_ca: AbsolutePath
 
     def password(self) -> str:
         """Read the password; it is never part of the settings, so that it is in no log of them."""
@@ -77,6 +78,17 @@ class MongoSettings:
             return Path(self.password_file).read_text().strip()
         except (OSError, ValueError) as error:
             raise SettingsError([f"mongodb.password_file: {error}"]) from error
+
+
+@dataclass(frozen=True)
+class MongoSettings(MongoAccount):
+    trading_database: Annotated[str, Text(r"[A-Za-z0-9_-]{1,63}", "a database's name")]
+    tls_ca: AbsolutePath
+
+
+def in_window(days: Sequence[str], start: str, stop: str, moment: datetime) -> bool:
+    """Whether a local time is on one of the days and from `start` to before `stop` ('HH:MM')."""
+    return DAYS[moment.weekday()] in days and start <= moment.strftime("%H:%M") < stop
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def time_outs() -> dict[str, Any]:
         "connectTimeoutMS": CONNECT_MS,
         "socketTimeoutMS": SOCKET_MS,
         "waitQueueTimeoutMS": SOCKET_MS,
-        "heartbeatFrequencyMS": 5000,  # a change of the primary is pushed; more often costs CPU for nothing
+        "heartbeatFrequencyMS": 10000,  # a change of the primary is pushed; more often costs CPU for nothing
         "localThresholdMS": 0,
         "retryWrites": False,
         "retryReads": False,

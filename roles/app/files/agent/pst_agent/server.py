@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 # Longer than the balancers keep an idle connection, so that it is never this side that closes one in use.
 KEEP_ALIVE_S = 75
 IN_FLIGHT_S = 30
+TICK_S = 1.0
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -69,6 +70,14 @@ async def alive() -> None:
 class Server(uvicorn.Server):
     """uvicorn that tells systemd when it listens, and leaves the signals to `run`."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        self.should_exit = True
+        self._leaving.set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
@@ -76,6 +85,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         notify_systemd("READY=1")
+
+    async def main_loop(self) -> None:
+        """Look round once a second, not ten times: most of what an idle agent costs is waking up."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), TICK_S)
 
 
 def dashboard_probe(dashboard: Dashboard, release: Release) -> Probe:
@@ -157,13 +172,13 @@ async def run(config: Config, config_sha256: str, secrets: Secrets) -> None:
             log.warning("stopping under traffic", extra={"in_flight": traffic.in_flight})
         if quiet:  # what is left are idle connections, not worth a longer wait for their farewell
             server.config.timeout_graceful_shutdown = 1
-        server.should_exit = True
+        server.leave()
 
     tasks: set[asyncio.Task[None]] = set()
 
     def on_stop() -> None:
         if tasks:
-            server.should_exit = True  # asked twice: now
+            server.leave()  # asked twice: now
         tasks.add(asyncio.create_task(stop()))
 
     loop = asyncio.get_running_loop()

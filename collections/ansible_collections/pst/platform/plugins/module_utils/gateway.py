@@ -19,15 +19,12 @@ from ansible_collections.pst.platform.plugins.module_utils.inventory_check impor
     Host,
     Problem,
     Site,
-    Unresolved,
     as_bool,
 )
-from ansible_collections.pst.platform.plugins.module_utils.trading import Finding, fits
+from ansible_collections.pst.platform.plugins.module_utils.trading import DAYS, PAPER, Finding, effective
 
 ROLE = ("ib_gateway", "main")
 PREFIX = "ib_gateway_"
-PAPER = "D"
-DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 CLOCK_24 = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 CLOCK_12 = re.compile(r"(0?[1-9]|1[0-2]):([0-5][0-9]) ([AP])M")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -178,7 +175,7 @@ def check_sites(sites: Sequence[Site], contract: Contract) -> Iterator[Problem]:
     for site in sites:
         gateways = sorted(site.tier("ib_gateways"), key=lambda host: host.name)
         for host in gateways:
-            settings = effective(host, contract)
+            settings = effective(host, contract, ROLE)
             found = findings(
                 settings,
                 production=as_bool(site.get("site_production", True)),
@@ -196,14 +193,3 @@ def check_sites(sites: Sequence[Site], contract: Contract) -> Iterator[Problem]:
             seen = f"true on {len(hosts)} hosts with one ib_gateway_username"
             origin = hosts[-1].origins.get("ib_gateway_active", "")
             yield Problem(where, "ib_gateway_active", seen, "true on one host: the broker allows one session", origin)
-
-
-def effective(host: Host, contract: Contract) -> dict[str, Any]:
-    """The settings of a host as far as the inventory and the role's plain defaults tell them."""
-    settings = {}
-    for key, option in contract.roles.get(ROLE, {}).items():
-        value = host.values.get(key, option.get("default"))
-        templated = key not in host.values and "{{" in str(value)
-        if value is not None and not templated and not isinstance(value, Unresolved) and fits(option, value):
-            settings[key] = value
-    return settings

@@ -425,7 +425,7 @@ def check_sites(sites: Sequence[Site], contract: Contract) -> Iterator[Problem]:
         nodes = site.tier("app_nodes")
         if not nodes:
             continue
-        settings = effective(nodes[0], contract)
+        settings = effective(nodes[0], contract, ROLE)
         for key, seen, wanted in findings(
             settings,
             production=as_bool(site.get("site_production", True)),
@@ -453,10 +453,10 @@ def gateway_ids(site: Site, contract: Contract) -> Iterator[tuple[str, int]]:
                 yield key, int(number)
 
 
-def effective(host: Host, contract: Contract) -> dict[str, Any]:
+def effective(host: Host, contract: Contract, role: tuple[str, str]) -> dict[str, Any]:
     """The settings of a host as far as the inventory and the role's plain defaults tell them."""
     settings = {}
-    for key, option in contract.roles.get(ROLE, {}).items():
+    for key, option in contract.roles.get(role, {}).items():
         value = host.values.get(key, option.get("default"))
         templated = key not in host.values and "{{" in str(value)
         if value is not None and not templated and not isinstance(value, Unresolved) and fits(option, value):
