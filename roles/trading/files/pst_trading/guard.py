@@ -24,7 +24,7 @@ from .control import SOCKET, ControlSocket, Message
 from .keeper import Files, Keeper, Killer
 from .lease import Contender, Holder, Timing
 from .processes import MongoProcessControl
-from .runner import Leave, Runner, Tools
+from .runner import Runner, Tools
 from .settings import Settings
 from .store import LeaseStore, MongoDrains, MongoLeases, MongoRuns, connect
 from .units import Systemd
@@ -183,8 +183,7 @@ class Guard:
         out = runner.keeper.files.out
         was_out = out.exists()
         out.touch(mode=0o640)  # first, so that this host is not the one that takes what it gives back
-        leave = runner.leave or Leave()
-        runner.leave = leave
+        leave = runner.ask_to_leave()
         leave.done.wait(self.tools.settings.drain.timeout_s + LEFT_S)
         if leave.result is None or leave.result.problem:
             if not was_out:

@@ -21,6 +21,7 @@ from .units import Units
 LOG = logging.getLogger("pst.guard")
 
 STEP_S = 1.0
+IDLE_S = 2.0
 KILL_S = 1.0  # for one attempt; the watchdog has to be fed between them
 SWEEP_S = 3.0  # how long something may live in a slice that nobody holds, such as a start that is being refused
 
@@ -287,4 +288,5 @@ class Keeper:
             pulse()
             with self.changed:
                 if self._given_back is None:
-                    self.changed.wait(min(max(due - self._clock(), 0.0), STEP_S))
+                    step = STEP_S if self.grant else IDLE_S  # of a grant the killer may have something to tell
+                    self.changed.wait(min(max(due - self._clock(), 0.0), step))

@@ -20,6 +20,7 @@ from .units import Units, UnitsError
 LOG = logging.getLogger("pst.guard")
 
 STEP_S = 1.0
+IDLE_S = 10.0  # while nothing is held: a grant and a request to leave are told
 LOOK_AGAIN_S = 5.0  # at what keeps a process from being started
 SETTLED_S = 30.0  # the same for a daily process that is done for today
 BACKOFF_S = (1.0, 30.0)
@@ -117,7 +118,15 @@ class Runner:
         while not stop.is_set():
             self.step()
             with self.keeper.changed:
-                self.keeper.changed.wait(STEP_S)
+                idle = self.keeper.grant is None and self.leave is None
+                self.keeper.changed.wait(IDLE_S if idle else STEP_S)
+
+    def ask_to_leave(self) -> Leave:
+        """Leave as soon as possible; who asked waits for the result."""
+        with self.keeper.changed:
+            self.leave = self.leave or Leave()
+            self.keeper.changed.notify_all()
+            return self.leave
 
     def step(self) -> None:
         """Do what is due."""
