@@ -131,7 +131,7 @@ class Control(MongoProcessControl):
         super().set_status(name, status)
         self.world.statuses.append((self.world.now, status))
 
-    def put_orders(self, *orders: tuple[str, int]) -> None:
+    def put_orders(self, *orders: tuple[str, int], begun: bool = True) -> None:
         """Replace what is on the stacks."""
         for stack in STACKS:
             collection = self._database[stack]
@@ -139,7 +139,9 @@ class Control(MongoProcessControl):
             collection.insert_one({"order_id": ORDER_ID_STORE, "max_order_id": 99.0})
             collection.insert_one({"order_id": 1.0, "active": 0.0})
         for stack, order_id in orders:
-            self._database[stack].insert_one({"order_id": order_id, "active": 1.0, "key": "s/GOLD/20261200"})
+            self._database[stack].insert_one(
+                {"order_id": order_id, "active": 1.0, "key": "s/GOLD/20261200", "children": [5] if begun else []}
+            )
 
 
 class Units:

@@ -100,20 +100,11 @@ def test_it_waits_for_the_orders_too(case):
     assert case.world.now - began == 1.5
 
 
-def test_an_instrument_order_that_came_later_is_no_business_of_the_drain(case):
-    def end():
-        case.end()
-        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 9))
-
-    case.later = [end]
-    assert case.drain([case.trader], 300).clean
-
-
-def test_nor_is_one_that_comes_while_the_process_is_on_its_way_out(case):
-    """It has closed its stacks and has still to disconnect: it will not look at this one."""
+def test_an_instrument_order_that_is_not_begun_is_no_business_of_the_drain(case):
+    """New ones keep coming, also while the sender has closed its stacks and has still to disconnect."""
 
     def close_the_stacks():
-        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 9))
+        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 9), begun=False)
 
     def leave():
         case.alive = False
@@ -123,11 +114,11 @@ def test_nor_is_one_that_comes_while_the_process_is_on_its_way_out(case):
     assert case.drain([case.trader], 300).clean
 
 
-def test_an_instrument_order_that_was_there_has_to_be_closed(case):
+def test_an_instrument_order_that_was_begun_has_to_be_closed(case):
     def leave():
         case.alive = False
         case.control.change(ORDER_SENDER, status="STOP", running=False)
-        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 8), ("INSTRUMENT_ORDER_STACK", 9))
+        case.control.put_orders(("INSTRUMENT_ORDER_STACK", 8))
 
     case.later = [leave]
     assert [order.order_id for order in case.drain([case.trader], 300).orders] == [8]

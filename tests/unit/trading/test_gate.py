@@ -241,7 +241,7 @@ def test_the_holders_messages_pass_byte_by_byte_and_only_the_version_is_capped(p
 def test_another_host_is_refused_by_id_and_keeps_its_connection(play):
     async def scenario(world):
         client = await world.client(APP2)
-        for message, request_id in ((order(41), "41"), (ibapi.cancel_order(176, 42), "42"), (ibapi.frame(58, 1), "-1")):
+        for message, request_id in ((order(41), "41"), (ibapi.frame(58, 1), "-1")):
             await client.send(message)
             kind, _, seen, code, text, *_ = await client.receive()
             assert (kind, seen, code) == ("4", request_id, "321")
@@ -249,7 +249,18 @@ def test_another_host_is_refused_by_id_and_keeps_its_connection(play):
         assert await client.alive()
         assert world.gateway.frames == [NOW]
         assert {line["verdict"] for line in world.lines()} == {"refused"}
-        assert len(world.lines()) == 3
+        assert len(world.lines()) == 2
+
+    play(scenario)
+
+
+def test_a_refused_cancellation_cuts_since_the_client_would_take_the_error_for_the_end_of_its_order(play):
+    async def scenario(world):
+        client = await world.client(APP2)
+        await client.send(ibapi.cancel_order(176, 42))
+        assert await client.hung_up_on()
+        assert [line["verdict"] for line in world.lines()] == ["refused"]
+        assert world.gateway.frames == []
 
     play(scenario)
 
@@ -308,6 +319,19 @@ def test_the_kill_switch_stops_the_holder_at_once(play):
         await client.send(order(3))
         assert await client.alive()
         assert world.gateway.orders == [order(1), order(3)]
+
+    play(scenario)
+
+
+def test_a_change_that_is_refused_cuts_since_the_order_lives_on_at_the_broker(play):
+    async def scenario(world):
+        client = await world.client(APP1)
+        await client.send(order(1))
+        assert await client.alive()
+        world.closed.touch()
+        await client.send(order(1))
+        assert await client.hung_up_on()
+        assert world.gateway.orders == [order(1)]
 
     play(scenario)
 

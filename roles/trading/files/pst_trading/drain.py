@@ -17,7 +17,7 @@ from .store import DrainStore, RunStore
 LOG = logging.getLogger("pst.drain")
 
 POLL_S = 0.5
-INSTRUMENT_STACK, _, BROKER_STACK = STACKS
+BROKER_STACK = STACKS[-1]
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,12 @@ class Drain:
         states = self.control.states(names)
         before = {name: state.status for name, state in states.items()}
         going = [process for process in processes if self.alive(process)]
-        # An instrument order that comes later is no business of this drain: the sender may be past the step that would
-        # close it, and nobody looks at it again before the next one starts.
-        asked: set[int] | None = None
-        if any(process.process_control_name == ORDER_SENDER for process in going):
-            asked = {order.order_id for order in self.control.active_orders() if order.stack == INSTRUMENT_STACK}
         for process in going if not stay_stopped else processes:
             name = process.process_control_name
             before[name] = self.drains.begin(name, before[name], self.host)
             self._mark_run(process, "interrupted", "running")
             self.control.set_status(name, "STOP")
-        result = self._wait(going, asked, self.clock() + timeout_s, give_up)
+        result = self._wait(going, self.clock() + timeout_s, give_up)
         if not result.lost:
             self._put_back(going if not stay_stopped else processes, before, result, stay_stopped)
         if not result.problem and ORDER_SENDER in set(names) - {process.process_control_name for process in going}:
@@ -104,18 +99,16 @@ class Drain:
         if process.kind == "daily":
             self.runs.finish(process.name, self.today().isoformat(), state, [only_from])
 
-    def _orders(self, asked: set[int]) -> list[Order]:
-        """Return what this drain has to see the end of."""
-        orders = self.control.active_orders()
-        return [order for order in orders if order.stack != INSTRUMENT_STACK or order.order_id in asked]
+    def _begun(self) -> list[Order]:
+        """Return what has to come to its end. New instrument orders keep coming, and wait for the next sender."""
+        return [order for order in self.control.active_orders() if order.begun]
 
-    def _wait(
-        self, going: Sequence[Process], asked: set[int] | None, until: float, give_up: Callable[[], bool]
-    ) -> Drained:
+    def _wait(self, going: Sequence[Process], until: float, give_up: Callable[[], bool]) -> Drained:
+        was_sending = any(process.process_control_name == ORDER_SENDER for process in going)
         while True:
             alive = [process for process in going if self.alive(process)]
             states = self.control.states([process.process_control_name for process in going])
-            orders = self._orders(asked) if asked is not None else []
+            orders = self._begun() if was_sending else []
             if give_up():
                 return Drained("the lease was lost during the drain", orders, lost=True)
             crashed = [p.name for p in going if p not in alive and states[p.process_control_name].running]

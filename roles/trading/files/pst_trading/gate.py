@@ -69,6 +69,7 @@ class Connection:
     version: int = 0
     ended: bool = False  # the client is gone, what it sent may not be
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    _sent: set[int] = field(default_factory=set)  # numbers of the orders that have passed
     _gateway: asyncio.StreamWriter | None = None
     _requests: asyncio.Task[None] | None = None
     _sending: asyncio.Lock = field(default_factory=asyncio.Lock)  # towards the client, one frame at a time
@@ -124,6 +125,11 @@ class Connection:
                 body = await read_body(requests)
                 order = ibapi.order_message(body)
                 if order is not None and (objection := await self._judge(order)):
+                    # Clients of the API take an error for an order's number for the end of that order. Where it may be
+                    # at the broker they have to lose the connection instead: the recovery asks what is open there.
+                    if order.request_id in self._sent or order.cancels_one:
+                        self.cut(objection)
+                        return
                     await self._refuse(order, objection)
                     continue
                 if ibapi.kind_of(body) == ibapi.Request.START_API:
@@ -149,6 +155,7 @@ class Connection:
             self._write_down(order, objection)
         if not objection:
             self.epoch = self.gate.epoch
+            self._sent.add(order.request_id)
         return objection
 
     def _write_down(self, order: ibapi.OrderMessage, objection: str) -> None:

@@ -151,6 +151,10 @@ class OrderMessage:
     request_id: int
     reference: str
 
+    @property
+    def cancels_one(self) -> bool:
+        return self.name == ORDERS[Request.CANCEL_ORDER]
+
 
 def order_message(body: bytes) -> OrderMessage | None:
     """A message that can move an order; None for any other."""

@@ -71,6 +71,14 @@ class Files:
         values = {"PLACEMENT": placement, "EPOCH": grant.epoch, "HOLDER": holder}
         self._write(self.environment, "".join(f"PST_LEASE_{key}={value}\n" for key, value in values.items()))
 
+    def ready_epoch(self) -> int | None:
+        """Return the epoch that was made ready here, if one was."""
+        try:
+            lines = self.environment.read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.partition("=")[2]) for line in lines if line.startswith("PST_LEASE_EPOCH=")), None)
+
     def remove(self) -> None:
         for path in (self.environment, self.grant):
             path.unlink(missing_ok=True)
@@ -193,7 +201,8 @@ class Keeper:
         self._store = store
         self._units = units
         self._clock = clock
-        self._given_back: bool | None = None
+        self._aside_until = 0.0
+        self._given_back: tuple[bool, int] | None = None  # clean or not, and which epoch
 
     @property
     def grant(self) -> Grant | None:
@@ -223,11 +232,16 @@ class Keeper:
         """Kill all that runs, then give the lease back as it is."""
         self.killer.fire(self.fuse)
 
-    def give_back(self, *, clean: bool) -> None:
-        """Release the lease at the next step. Nothing runs any more: the runner has seen to it."""
-        self._given_back = clean
+    def give_back(self, *, clean: bool, epoch: int) -> None:
+        """Release the lease of an epoch at the next step. Nothing runs any more: the runner has seen to it."""
+        self._given_back = clean, epoch
         with self.changed:
             self.changed.notify_all()
+
+    def stand_aside(self, epoch: int) -> None:
+        """Give the lease of an epoch back, and leave it to the others for as long as each of them needs to take it."""
+        self._aside_until = self._clock() + 2 * self.contender.timing.ttl_s
+        self.give_back(clean=False, epoch=epoch)
 
     def step(self) -> float:
         """Ask the store what is due; returns when there is something to do again."""
@@ -236,8 +250,11 @@ class Keeper:
                 return self._clock() + 0.1
             self._abandon(clean=False)
         elif self._given_back is not None:
-            self._abandon(clean=self._given_back)
-        contend = not self.stopping and not self.files.out.exists()
+            (clean, epoch), self._given_back = self._given_back, None
+            if self.contender.grant is not None and self.contender.grant.epoch == epoch:
+                self._abandon(clean=clean)
+        aside = self._clock() < self._aside_until
+        contend = not self.stopping and not aside and not self.files.out.exists()
         if self.contender.grant is None and contend:
             contend = self._units.empty(self.placement)
         request = self.contender.next(self._clock(), contend=contend)

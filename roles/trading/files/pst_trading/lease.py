@@ -26,7 +26,7 @@ Ended = Literal["released", "killed", "expired"]
 CLOCK_DRIFT = 1.03  # both clocks may be 1 % off, in opposite directions, and a bit
 CLOCK_SET_BACK = 1.1  # of a ttl: from here on a server's clock that still says "not expired" was set back
 RETRY_S = 0.5
-POLL_S = 1.5  # how late a renewal is seen at most: it adds to a takeover
+POLL_S = 1.0  # how late a renewal is seen at most: it adds to a takeover
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Order:
     key: str
     trade: str
     fill: str
+    begun: bool = True  # an instrument order is once it has a contract order: until then it is a wish
 
     def __str__(self) -> str:
         return f"{self.stack} {self.order_id}: {self.key}, trade {self.trade}, filled {self.fill}"
@@ -188,4 +189,5 @@ def _order(stack: str, document: Document) -> Order:
         key=str(document.get("key", "")),
         trade=str(document.get("trade", "")),
         fill=str(document.get("fill", "")),
+        begun=stack != STACKS[0] or bool(document.get("children")),
     )

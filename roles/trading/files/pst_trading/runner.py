@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from .drain import BROKER_STACK, Drain, Drained
+from .drain import Drain, Drained
 from .keeper import Keeper
 from .lease import Document, Grant
 from .processes import ORDER_SENDER, ProcessControl, ProcessState
@@ -25,6 +25,7 @@ LOOK_AGAIN_S = 5.0  # at what keeps a process from being started
 SETTLED_S = 30.0  # the same for a daily process that is done for today
 BACKOFF_S = (1.0, 30.0)
 STEADY_S = 60.0  # a process that ran that long is restarted as if for the first time
+PATIENCE_S = 120.0  # with a recovery that fails on this host, while nothing runs
 ATTEMPTS = 5  # at a daily process that ends before it has begun
 
 
@@ -41,6 +42,7 @@ class Session:
     """What was done since the lease was granted."""
 
     epoch: int
+    since: float
     ready: bool = False
     checked: bool = False  # nothing of the process that sends orders is left at the broker
     unsettled: bool = False  # a drain was cut short: statuses may have to be put back
@@ -144,9 +146,12 @@ class Runner:
             return
         if self.session is None or self.session.epoch != grant.epoch:
             # An adopted lease was made ready by the guard before: the environment says so, and goes with the lease.
-            adopted = self.keeper.files.environment.exists()
-            self.session = Session(grant.epoch, ready=adopted, unsettled=adopted)
+            adopted = self.keeper.files.ready_epoch() == grant.epoch
+            self.session = Session(grant.epoch, self.tools.clock(), ready=adopted, unsettled=adopted)
             self.tracks = {process.name: Track() for process in self.processes}
+            self._refused = None
+        if self.keeper.contender.wanted_elsewhere is None:
+            self._refused = None  # the next one is another request, though it may look the same
         if self.session.left:
             return
         if reason := self._why_leave(grant):
@@ -158,6 +163,11 @@ class Runner:
                 self._put_statuses_back(self.session)
             for process in self.processes:
                 self._look_after(process, self.tracks[process.name])
+
+    def _holds(self, session: Session) -> bool:
+        """Whether this is still the same grant: what took minutes may have outlived it."""
+        grant = self.keeper.grant
+        return grant is not None and grant.epoch == session.epoch
 
     def _nothing_held(self) -> None:
         self.session = None
@@ -203,7 +213,7 @@ class Runner:
         session.unsettled = True
         wanted = self.keeper.contender.wanted_elsewhere
         result = self._drain(
-            self.processes, self.tools.settings.drain.timeout_s, give_up=lambda: self.keeper.grant is None
+            self.processes, self.tools.settings.drain.timeout_s, give_up=lambda: not self._holds(session)
         )
         if result.lost:
             return
@@ -212,10 +222,20 @@ class Runner:
             LOG.error("%s: %s: not drained: %s", self.placement, reason, result)
             self._stay(result, wanted)
         elif self._why_leave_for_good(wanted):
+            clean = session.ready and result.clean and self._nothing_at_broker(session)
+            if not self._holds(session):
+                return
             session.left = True
             self.keeper.files.environment.unlink(missing_ok=True)
-            self.keeper.give_back(clean=session.ready and result.clean)
+            self.keeper.give_back(clean=clean, epoch=session.epoch)
         # Otherwise the store was silent and answers again, or will before the killer comes: nothing is given back.
+
+    def _nothing_at_broker(self, session: Session) -> bool:
+        """Ask the broker, whose word counts: a sender closes its stacks even where a cancellation was never confirmed.
+
+        Not once the lease is revoked: the gates are closed then, and there is no time. The next holder asks.
+        """
+        return not self.sends_orders or (not self.keeper.contender.revoked and self._recover(session))
 
     def _why_leave_for_good(self, wanted: Document | None) -> bool:
         contender = self.keeper.contender
@@ -250,8 +270,10 @@ class Runner:
             return False
         self._put_statuses_back(session)
         self._settle_runs(grant)
-        unclean = grant.previous_ended in ("killed", "expired") or self._left_behind()
-        if self.sends_orders and unclean and not self._recover(session):
+        # Whatever the books say: only the broker knows what is open there.
+        if self.sends_orders and not self._recover(session):
+            return False
+        if not self._holds(session):
             return False
         session.checked = True
         self._close_dead()
@@ -260,14 +282,6 @@ class Runner:
         self.keeper.files.write_environment(self.placement, grant)
         session.ready = True
         return True
-
-    def _left_behind(self) -> bool:
-        """Whether the process that sends orders has died, or orders are open that nobody looks after."""
-        if not self.sends_orders:
-            return False
-        return self.tools.control.states([ORDER_SENDER])[ORDER_SENDER].running or any(
-            order.stack == BROKER_STACK for order in self.tools.control.active_orders()
-        )
 
     def _recover(self, session: Session) -> bool:
         """Have the broker's open orders cancelled."""
@@ -278,11 +292,15 @@ class Runner:
             LOG.error("%s: %s", self.placement, session.problem)  # noqa: TRY400  the message says what is open
             session.try_at = self.tools.clock() + session.backoff
             session.backoff = min(session.backoff * 2, BACKOFF_S[1])
+            if not session.ready and self.tools.clock() - session.since > PATIENCE_S and self._holds(session):
+                LOG.warning("%s: stands aside: another host may reach the gateway", self.placement)
+                session.left = True
+                self.keeper.stand_aside(session.epoch)
             return False
         LOG.warning("%s: recovered: %s", self.placement, report)
         session.backoff, session.problem = BACKOFF_S[0], ""
         session.checked = True
-        return self.keeper.grant is not None
+        return self._holds(session)
 
     def _close_dead(self) -> None:
         dead = [process.process_control_name for process in self.processes if not self._alive(process)]
@@ -303,6 +321,8 @@ class Runner:
 
     def _look_after(self, process: Process, track: Track) -> None:
         if self._alive(process):
+            if self.session and process.process_control_name == ORDER_SENDER:
+                self.session.checked = False  # it may leave something, whoever has started it
             if not track.running:
                 track.running, track.since = True, self.tools.clock()
             track.note = "runs"
@@ -387,16 +407,16 @@ class Runner:
         if grant is None or session is None or grant.sent_at <= track.ended_at:
             track.try_at = self.tools.clock()
             return "waits for a renewal of the lease"
-        unclean = process.process_control_name == ORDER_SENDER and not session.checked and self._left_behind()
-        if unclean and (self.tools.clock() < session.try_at or not self._recover(session)):
+        unchecked = process.process_control_name == ORDER_SENDER and not session.checked
+        if unchecked and (self.tools.clock() < session.try_at or not self._recover(session)):
             return "waits for the recovery of what it has left at the broker"
         self.tools.control.close_dead([process.process_control_name], self.tools.local_time())
-        if self.keeper.grant is None:
+        if not self._holds(session):
             return "the lease is gone"
         LOG.info("%s: starts %s", self.placement, process.name)
-        self.tools.units.start(process.unit)
         if process.process_control_name == ORDER_SENDER:
-            session.checked = False  # from here on it may leave something
+            session.checked = False  # from here on it may leave something, also where systemd does not answer in time
+        self.tools.units.start(process.unit)
         track.running, track.since = True, self.tools.clock()
         return "starts"
 
