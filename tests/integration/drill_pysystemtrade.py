@@ -27,7 +27,7 @@ from trading import HANDLER, TRADER
 SOURCE = os.environ.get("PYSYSTEMTRADE_SOURCE", "")
 LOCK = lab.ROOT / "roles" / "app" / "files" / "locks" / "pysystemtrade-1.80.txt"
 VERSION = "pysystemtrade-1.80"
-PLACEMENTS = ("trading", "strategies", "operations")
+SERVICES = (HANDLER, "run_capital_update", "run_strategy_order_generator")
 WEEK = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 DAILY = "run_cleaners"
 SETTINGS: dict[str, Any] = {
@@ -57,14 +57,17 @@ def processes() -> dict[str, dict[str, Any]]:
 
 
 def converge(*arguments: str) -> None:
-    """Deploy with nothing running: what is running would go on with the release that it has."""
-    for host in lab.APPS:
-        for placement in PLACEMENTS:
-            lab.ssh(host, f"pst-trading leave {placement}", timeout=330)
+    """Deploy with nothing running: what is running would go on with the release and the database that it has.
+
+    A process that is stopped stays so in the database that it was stopped in: it is started again in each.
+    """
+    for name in SERVICES:
+        for host in lab.APPS:
+            if lab.ssh(host, f"systemctl is-active pst-run@{name}", check=False) == "active":
+                lab.ssh(host, f"pst-trading stop {name}", timeout=330)
     lab.succeed(lab.playbook("site", *arguments, timeout=1800))
-    for host in lab.APPS:
-        for placement in PLACEMENTS:
-            lab.ssh(host, f"pst-trading join {placement}")
+    for name in SERVICES:
+        lab.ssh(lab.APPS[0], f"pst-trading start {name}")
 
 
 def trader() -> str:
