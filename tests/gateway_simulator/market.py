@@ -17,6 +17,8 @@ TIME_ZONE = "US/Central"
 _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9 .]{0,15}")
 _SEC_TYPES = frozenset({"FUT", "CONTFUT", "STK", "CASH", "IND"})
 _QUARTERS_LISTED = 6
+# Of the futures that the reference application trades: pysystemtrade refuses a position with another multiplier.
+_MULTIPLIERS = {"MES": "5", "MNQ": "2", "MGC": "10", "ZN": "1000"}
 _SECONDS = {"S": 1, "D": 86_400, "W": 604_800, "M": 2_592_000, "Y": 31_536_000}
 _BAR_SECONDS = {"sec": 1, "min": 60, "hour": 3600, "day": 86_400, "week": 604_800, "month": 2_592_000}
 _MAX_BARS = 1000
@@ -70,7 +72,7 @@ def _complete(asked: Contract, expiry: str) -> Contract:
         expiry=expiry,
         strike="0.0",
         right="",
-        multiplier=asked.multiplier or ("1" if expiry else ""),
+        multiplier=asked.multiplier or (_MULTIPLIERS.get(asked.symbol, "1") if expiry else ""),
         exchange=asked.exchange or "SMART",
         primary_exchange="",
         currency=currency,
