@@ -6,8 +6,8 @@ Where it comes from is yours to say; this project carries none of it:
     PYSYSTEMTRADE_SOURCE=/…/pysystemtrade-1.80.tar.gz PYSYSTEMTRADE_SHA256=… make drill-pysystemtrade
 
 Its processes start under the guard, process control works, STOP drains, another host takes over, the dashboard answers
-behind the balancers. Then the lab gets the reference application back. About 10 minutes. The broker is the simulator,
-nothing is traded.
+behind the balancers. The lab is made anew for it, and removed afterwards. About 10 minutes. The broker is the
+simulator; nothing is traded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from trading import HANDLER, TRADER
 SOURCE = os.environ.get("PYSYSTEMTRADE_SOURCE", "")
 LOCK = lab.ROOT / "roles" / "app" / "files" / "locks" / "pysystemtrade-1.80.txt"
 VERSION = "pysystemtrade-1.80"
-SERVICES = (HANDLER, "run_capital_update", "run_strategy_order_generator")
 WEEK = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 DAILY = "run_cleaners"
 SETTINGS: dict[str, Any] = {
@@ -39,8 +38,6 @@ SETTINGS: dict[str, Any] = {
     "app_release_version": VERSION,
     "app_release_requirements": str(LOCK),
     "app_release_python_versions": ["3.11"],
-    # A database of its own: the reference application's documents are not for it, nor the other way round.
-    **dict.fromkeys(("mongodb_app_database", "app_mongodb_database", "trading_mongodb_database"), "pysystemtrade"),
     "trading_private_config_extra": {},
     # Both at any hour and day, so that the drill need not wait for a window. The others keep pysystemtrade's.
     "trading_processes_extra": [
@@ -56,20 +53,6 @@ def processes() -> dict[str, dict[str, Any]]:
     return {process["process"]: process for process in json.loads(body)["processes"]}
 
 
-def converge(*arguments: str) -> None:
-    """Deploy with nothing running: what is running would go on with the release and the database that it has.
-
-    A process that is stopped stays so in the database that it was stopped in: it is started again in each.
-    """
-    for name in SERVICES:
-        for host in lab.APPS:
-            if lab.ssh(host, f"systemctl is-active pst-run@{name}", check=False) == "active":
-                lab.ssh(host, f"pst-trading stop {name}", timeout=330)
-    lab.succeed(lab.playbook("site", *arguments, timeout=1800))
-    for name in SERVICES:
-        lab.ssh(lab.APPS[0], f"pst-trading start {name}")
-
-
 def trader() -> str:
     """Return the one host whose handler process control says to be running, and which runs it."""
     hosts = trading.traders()
@@ -80,17 +63,15 @@ def trader() -> str:
     return hosts[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def deployed() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def platform() -> Iterator[None]:
+    """A lab of its own, not that of conftest.py: the reference application's state is not for the real one."""
     assert SOURCE, "PYSYSTEMTRADE_SOURCE is empty, wanted: the repository or the archive of a pysystemtrade like v1.80"
-    trading.heal()
-    began = time.monotonic()
-    try:
-        converge("-e", json.dumps(SETTINGS))
-        lab.record("pysystemtrade_deployed", seconds=round(time.monotonic() - began, 1))
-        yield
-    finally:
-        converge()
+    lab.succeed(lab.playbook("lab-down"))
+    made = lab.succeed(lab.playbook("lab", "-e", json.dumps(SETTINGS), timeout=1800))
+    lab.record("pysystemtrade_deployed", seconds=round(made.seconds, 1))
+    yield
+    lab.succeed(lab.playbook("lab-down"))
 
 
 def test_its_dashboard_answers_behind_the_balancers() -> None:
@@ -98,7 +79,7 @@ def test_its_dashboard_answers_behind_the_balancers() -> None:
     assert version["release"] == VERSION, version
     status, page = lab.ask("/", timeout=60)
     assert status == 200
-    assert "pysystemtrade" in page.lower(), page[:500]
+    assert "stack-tl" in page, page[:500]  # its traffic lights
 
 
 def test_its_page_of_processes_is_safe() -> None:
