@@ -43,7 +43,7 @@ drill-interrupt: venv ## kill site.yml at ten random points; it converges each t
 drill-trade-once: venv ## faults on the lab while orders flow: nothing is traded twice
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_trade_once.py
 
-drill-pysystemtrade: venv ## the real pysystemtrade on the lab (PYSYSTEMTRADE_SOURCE=, _REF= or _SHA256=)
+drill-pysystemtrade: venv ## the real pysystemtrade on a lab made anew for it (PYSYSTEMTRADE_SOURCE=, _REF= or _SHA256=)
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_pysystemtrade.py
 
 bench: venv ## time site.yml against a shell script that does the same; what agent and guard cost a node
