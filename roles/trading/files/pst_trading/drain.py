@@ -99,16 +99,13 @@ class Drain:
         if process.kind == "daily":
             self.runs.finish(process.name, self.today().isoformat(), state, [only_from])
 
-    def _begun(self) -> list[Order]:
-        """Return what has to come to its end. New instrument orders keep coming, and wait for the next sender."""
-        return [order for order in self.control.active_orders() if order.begun]
-
     def _wait(self, going: Sequence[Process], until: float, give_up: Callable[[], bool]) -> Drained:
         was_sending = any(process.process_control_name == ORDER_SENDER for process in going)
         while True:
             alive = [process for process in going if self.alive(process)]
             states = self.control.states([process.process_control_name for process in going])
-            orders = self._begun() if was_sending else []
+            # New instrument orders keep coming, and wait for the next sender: what has begun has to come to its end.
+            orders = [order for order in self.control.active_orders() if order.begun] if was_sending else []
             if give_up():
                 return Drained("the lease was lost during the drain", orders, lost=True)
             crashed = [p.name for p in going if p not in alive and states[p.process_control_name].running]
