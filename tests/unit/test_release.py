@@ -321,3 +321,23 @@ def test_a_lock_without_pip_is_refused(source: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ReleaseError, match="does not lock pip"):
         release_build.build(planned, tmp_path / "releases", tmp_path)
     assert not (tmp_path / "releases").exists()
+
+
+def test_a_host_says_what_its_slots_and_releases_are(tmp_path: Path) -> None:
+    for version, made_for in (("1.0.0", release.python_version()), ("1.1.0", "3.7")):
+        folder = tmp_path / "releases" / release.release_id(version)
+        folder.mkdir(parents=True)
+        manifest = release.Manifest(version, f"content of {version}", ["3.11"], "requirements.txt", {})
+        (folder / release.MANIFEST).write_bytes(manifest.to_json())
+        (folder / release.MARKER).write_text(json.dumps({"manifest_sha256": "", "python": made_for}))
+    (tmp_path / "releases" / "interrupted").mkdir()
+    (tmp_path / "blue").symlink_to("releases/1-0-0")
+    (tmp_path / "green").symlink_to("releases/1-1-0")
+    (tmp_path / "grey").symlink_to("releases/interrupted")
+    slots = release.filled_slots(tmp_path)
+    assert {colour: (slot["version"], slot["whole"]) for colour, slot in slots.items()} == {
+        "blue": ("1.0.0", True),
+        "green": ("1.1.0", False),
+    }
+    assert release.installed(tmp_path).keys() == {"1.0.0", "1.1.0"}
+    assert release.filled_slots(tmp_path / "new") == {}

@@ -266,9 +266,10 @@ def agent(flag: Path, state: State | None = None) -> Agent:
     asyncio.run(judged.check())
     return Agent(
         instance=agent_config.Instance(site="lab", host="app1", colour="blue"),
-        release=Release("1.2.3", "abc"),
+        release=Release("1.2.3", "abc", "c0ffee"),
         agent=Release("0.0.0+1", "def"),
         config_sha256="f" * 64,
+        settings_hash="5" * 32,
         token=TOKEN,
         traffic=Traffic(flag, 2),
         readiness=judged,
@@ -286,6 +287,25 @@ def exchange(made: Agent, *requests: tuple[str, str], token: str | None = TOKEN)
             return [await client.request(method, path) for method, path in requests]
 
     return asyncio.run(scenario())
+
+
+def test_hosts_with_the_same_settings_have_the_same_hash_and_others_not(tmp_path: Path) -> None:
+    def hash_of(name: str, host: str, limit: str, token: str = TOKEN) -> str:
+        private = tmp_path / name
+        private.mkdir()
+        (private / "private_config.yaml").write_text(f"max_price_spike: {limit}\n")
+        trading = {**SETTINGS["trading"], "private": str(private)}
+        path = written(private, {**SETTINGS, "instance": {**SETTINGS["instance"], "host": host}, "trading": trading})
+        config, _ = agent_config.load(path)
+        document = json.loads(path.read_text())
+        document["trading"]["private"] = "/etc/pst/blue"  # the same on every host; here each has a folder of its own
+        path.write_text(json.dumps(document))
+        return agent_config.settings_hash(path, config, token)
+
+    first = hash_of("a", "app1", "8.0")
+    assert hash_of("b", "app2", "8.0") == first
+    assert hash_of("c", "app2", "9.0") != first
+    assert hash_of("d", "app1", "8.0", "another token") != first
 
 
 def test_ready_says_why_not(flag: Path) -> None:
@@ -316,7 +336,9 @@ def test_the_version_is_the_releases_and_the_agents(flag: Path) -> None:
         "release": "1.2.3",
         "revision": "abc",
         "agent": "0.0.0+1",
+        "content": "c0ffee",
         "config_sha256": "f" * 64,
+        "settings_hash": "5" * 32,
         "site": "lab",
         "host": "app1",
         "colour": "blue",

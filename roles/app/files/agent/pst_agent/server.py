@@ -104,7 +104,7 @@ def dashboard_probe(dashboard: Dashboard, release: Release) -> Probe:
     return probe
 
 
-async def run(config: Config, config_sha256: str, secrets: Secrets) -> None:
+async def run(config: Config, config_sha256: str, settings_hash: str, secrets: Secrets) -> None:
     instance = f"{config.instance.host}/{config.instance.colour}"
     stores_tls = ssl.create_default_context(cafile=config.tls.ca)
     login = Login(config.mongodb.username, secrets.mongodb_password)
@@ -134,6 +134,7 @@ async def run(config: Config, config_sha256: str, secrets: Secrets) -> None:
         release=release,
         agent=Release.find(Path(__file__).parents[2] / "manifest.json"),
         config_sha256=config_sha256,
+        settings_hash=settings_hash,
         token=secrets.agent_token,
         traffic=traffic,
         readiness=readiness,

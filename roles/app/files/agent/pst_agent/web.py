@@ -58,13 +58,14 @@ class Release:
 
     version: str = "unreleased"
     revision: str = ""
+    content: str = ""
 
     @classmethod
     def find(cls, manifest: Path) -> Release:
         if not manifest.exists():
             return cls()
         document = json.loads(manifest.read_bytes())
-        return cls(document["version"], document["revision"])
+        return cls(document["version"], document["revision"], document["content"])
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Agent:
     release: Release
     agent: Release
     config_sha256: str
+    settings_hash: str
     token: str
     traffic: Traffic
     readiness: Readiness
@@ -185,7 +187,9 @@ class Agent:
             "release": self.release.version,
             "revision": self.release.revision,
             "agent": self.agent.version,
+            "content": self.release.content,
             "config_sha256": self.config_sha256,
+            "settings_hash": self.settings_hash,
             "site": self.instance.site,
             "host": self.instance.host,
             "colour": self.instance.colour,

@@ -213,6 +213,27 @@ def surplus(root: Path, keep: int, spare: Iterable[str]) -> list[Path]:
     return [path for path in by_age[keep:] if path not in used]
 
 
+def installed(root: Path) -> dict[str, dict[str, Any]]:
+    """The complete releases of this host by version. One that is not `whole` was made for another Python."""
+    found = {}
+    for marker in sorted((root / "releases").glob(f"*/{MARKER}"), key=lambda path: path.stat().st_mtime):
+        manifest = Manifest.from_json((marker.parent / MANIFEST).read_bytes())
+        found[manifest.version] = {
+            "version": manifest.version,
+            "content": manifest.content,
+            "path": str(marker.parent),
+            "whole": json.loads(marker.read_bytes())["python"] == python_version(),
+        }
+    return found
+
+
+def filled_slots(root: Path) -> dict[str, dict[str, Any]]:
+    """What the slots hold, by colour: the release that each link names."""
+    by_path = {Path(release["path"]).resolve(): release for release in installed(root).values()}
+    slots = {path.name: path.resolve() for path in sorted(root.glob("*")) if path.is_symlink()}
+    return {colour: by_path[path] for colour, path in slots.items() if path in by_path}
+
+
 def _installed_at(release: Path) -> float:
     marker = release / MARKER
     return marker.stat().st_mtime if marker.exists() else 0.0
