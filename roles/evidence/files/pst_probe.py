@@ -3,7 +3,11 @@
 
 The load is open-loop: request i is due at start + i / rate, whatever became of the ones before, and its latency counts
 from when it was due. So an outage is not hidden by a client that waits for it to end. Nothing is sent twice: a
-connection that breaks under a request is a failure, even where a browser would try again.
+connection that breaks under a request is a failure, even where a browser would try again. What a correct client does
+is done: a connection that the server has closed, or has announced to close, is not used again.
+
+TLS is verified, and every new connection is a handshake in full: Python parses the certificate again when it is handed
+a session, so that resuming one would save nothing, and a certificate that was replaced by a bad one is noticed at once.
 
 Needs only Python 3.11. Ends after --duration, or earlier at SIGTERM or SIGINT; always prints the account as JSON:
 
@@ -12,8 +16,13 @@ Needs only Python 3.11. Ends after --duration, or earlier at SIGTERM or SIGINT; 
   longest_gap_s      largest time between two successes (or from the begin to the first, or from the last to the end)
   p50_ms p99_ms      latency of the successes
   late_ms            how late the probe itself was at worst; a gap shorter than this may be the probe's own
-  failures           the first ones: seconds since the start, kind, method, path, key
+  failures           the first ones: seconds since the start, kind, method, key
   started            seconds since the epoch
+  run                what every key begins with: the n-th request's is `<run>-<n>`
+  cpu_s              what the probe itself has used
+
+--output adds `gaps` (the longest ones: seconds since the start, and how long) and `seconds` (per second: ok, failed,
+p99_ms; by the time at which a request was due).
 """
 
 from __future__ import annotations
@@ -22,6 +31,9 @@ import argparse
 import asyncio
 import json
 import math
+import os
+import re
+import resource
 import signal
 import ssl
 import sys
@@ -33,11 +45,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 FAILURES_SHOWN = 1000
+GAPS_SHOWN = 20
 MAX_HEAD = 65536
+PROGRESS_S = 1.0
+RUN = "[0-9a-f]{12}"
 
 
 class Outcome(NamedTuple):
@@ -70,6 +85,7 @@ class Plan:
     post_share: float = 0.0
     new_share: float = 0.5
     expect: tuple[int, ...] = (200, 201)
+    headers: tuple[str, ...] = field(default=(), repr=False)  # a token is among them
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def is_post(self, number: int) -> bool:
@@ -93,12 +109,115 @@ class ProbeError(Exception):
         self.kind = kind
 
 
-class Connection(NamedTuple):
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+class Answer(NamedTuple):
+    """The status of an answer, and whether the connection may carry another request."""
+
+    status: int
+    keep: bool
+
+
+def parse_head(head: bytes) -> tuple[int, bool, dict[str, str]]:
+    """Return the status, whether the connection stays open, and the headers of an answer."""
+    lines = head.decode("latin-1").split("\r\n")
+    version, _, rest = lines[0].partition(" ")
+    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+        raise ProbeError("protocol")
+    parts = (line.partition(":") for line in lines[1:])
+    headers = {name.strip().lower(): value.strip() for name, _, value in parts}
+    words = {word.strip() for word in headers.get("connection", "").lower().split(",")}
+    return int(rest[:3]), "close" not in words and (version != "HTTP/1.0" or "keep-alive" in words), headers
+
+
+def chunked_size(body: bytes) -> int | None:
+    """Return the length of a whole chunked body; None while some of it is missing."""
+    at = 0
+    while (end := body.find(b"\r\n", at)) >= 0:
+        size = int(body[at:end].split(b";")[0], 16)
+        at = end + 2 + size + 2
+        if size == 0:  # trailers, up to an empty line
+            last = body.find(b"\r\n\r\n", end)
+            return last + 4 if last >= 0 else None
+    return None
+
+
+def parse_answer(received: bytes, *, ended: bool) -> Answer | None:
+    """Read one whole answer; None while some of it is missing. `ended`: the server sends no more."""
+    while True:
+        head, found, rest = received.partition(b"\r\n\r\n")
+        if not found:
+            if len(received) > MAX_HEAD:
+                raise ProbeError("protocol")
+            return None
+        status, keep, headers = parse_head(head)
+        if status >= 200:
+            break
+        received = rest  # an interim answer
+    if status in (204, 304):
+        size: int | None = 0
+    elif headers.get("transfer-encoding", "").lower().endswith("chunked"):
+        size = chunked_size(rest)
+    elif "content-length" in headers:
+        size = int(headers["content-length"])
+    else:  # it ends with the connection
+        size, keep = len(rest) if ended else None, False
+    if size is None or len(rest) < size:
+        return None
+    return Answer(status, keep and len(rest) == size)
+
+
+class Connection(asyncio.Protocol):
+    """A connection, one request at a time. It is open until the server closes it or says what nobody has asked for."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.open = False
+        self._received = b""
+        self._answer: asyncio.Future[Answer] | None = None
+
+    async def ask(self, request: bytes) -> Answer:
+        if not self.open:  # closed as soon as it was made
+            raise ProbeError("closed")
+        self._received = b""
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
 
     def close(self) -> None:
-        self.writer.transport.abort()
+        self.open = False
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport, self.open = cast(asyncio.Transport, transport), True
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._settle(ended=False)
+
+    def eof_received(self) -> None:
+        self._settle(ended=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(exc or ProbeError("closed"))
+
+    def _settle(self, *, ended: bool) -> None:
+        if not self._answer or self._answer.done():
+            self.close()
+            return
+        try:
+            answer = parse_answer(self._received, ended=ended)
+        except (ProbeError, ValueError):
+            self._answer.set_exception(ProbeError("protocol"))
+            return
+        if answer:
+            self._answer.set_result(answer)
+        elif ended:
+            self._answer.set_exception(ProbeError("closed"))
 
 
 def kind_of(error: Exception) -> str:
@@ -114,22 +233,10 @@ def kind_of(error: Exception) -> str:
             return "refused"
         case ConnectionError():
             return "reset"
-        case asyncio.IncompleteReadError():
-            return "closed"
         case OSError():
             return "unreachable"
         case _:
             return "protocol"
-
-
-def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
-    """Return the status and the headers of an answer."""
-    lines = head.decode("latin-1").split("\r\n")
-    version, _, rest = lines[0].partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-        raise ProbeError("protocol")
-    headers = (line.partition(":") for line in lines[1:] if line)
-    return int(rest[:3]), {name.strip().lower(): value.strip() for name, _, value in headers}
 
 
 class Probe:
@@ -139,6 +246,8 @@ class Probe:
         self.plan = plan
         self.outcomes: list[Outcome] = []
         self.late = 0.0
+        self.ok = 0
+        self.failed: Counter[str] = Counter()
         self.stopped = asyncio.Event()
         self._idle: list[Connection] = []
         self._start = 0.0
@@ -176,6 +285,17 @@ class Probe:
             "late_ms": round(1000 * self.late, 1),
             "started": round(started, 3),
             "run": self.plan.run,
+            "cpu_s": round(time.process_time(), 2),
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """Return the totals so far."""
+        return {
+            "run": self.plan.run,
+            "pid": os.getpid(),
+            "ok": self.ok,
+            "failed": dict(self.failed),
+            "at": round(time.time(), 3),
         }
 
     async def _until(self, when: float) -> bool:
@@ -199,15 +319,17 @@ class Probe:
             kind = kind_of(error)
         end = asyncio.get_running_loop().time() - self._start
         self.outcomes.append(Outcome(due, end, kind, "POST" if post else "GET", key))
+        if kind == "ok":
+            self.ok += 1
+        else:
+            self.failed[kind] += 1
 
     async def _exchange(self, number: int, post: bool, key: str) -> None:
         new = self.plan.is_new(number)
         connection = await self._connection(new)
         keep = False
         try:
-            connection.writer.write(self._request(post, key, close=new))
-            await connection.writer.drain()
-            status, keep = await self._answer(connection.reader)
+            status, keep = await connection.ask(self._request(post, key, close=new))
         finally:
             if keep and not new:
                 self._idle.append(connection)
@@ -219,14 +341,16 @@ class Probe:
     async def _connection(self, new: bool) -> Connection:
         while self._idle and not new:
             connection = self._idle.pop()
-            if not connection.reader.at_eof() and not connection.writer.is_closing():
+            if connection.open:
                 return connection
             connection.close()
         name = self._host if self._tls else None
         address = self.plan.connect or self._host
-        return Connection(
-            *await asyncio.open_connection(address, self._port, ssl=self._tls, server_hostname=name, limit=MAX_HEAD)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            Connection, address, self._port, ssl=self._tls, server_hostname=name
         )
+        return connection
 
     def _request(self, post: bool, key: str, *, close: bool) -> bytes:
         body = self.plan.post_body.replace("{key}", key).encode() if post else b""
@@ -235,27 +359,11 @@ class Probe:
             f"Host: {self._authority}",
             "User-Agent: pst-probe",
             f"Connection: {'close' if close else 'keep-alive'}",
+            *self.plan.headers,
         ]
         if post:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", f"Idempotency-Key: {key}"]
         return "\r\n".join([*lines, "", ""]).encode() + body
-
-    @staticmethod
-    async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
-        """Read one whole answer; return its status and whether the connection stays open."""
-        status, headers = parse_head(await reader.readuntil(b"\r\n\r\n"))
-        keep = headers.get("connection", "").lower() != "close"
-        if "content-length" in headers:
-            await reader.readexactly(int(headers["content-length"]))
-        elif headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-                await reader.readexactly(size + 2)
-            while await reader.readuntil(b"\r\n") != b"\r\n":
-                pass
-        elif status not in (204, 304):
-            await reader.read()
-            keep = False
-        return status, keep
 
 
 def _target(url: str) -> str:
@@ -268,30 +376,58 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
+def gaps(successes: Sequence[float], end: float) -> list[tuple[float, float]]:
+    """Return (begin, length) of each time without a success between the start (0) and the end of the run."""
+    marks = [0.0, *sorted(time for time in successes if time < end), end]
+    return [(earlier, later - earlier) for earlier, later in pairwise(marks)]
+
+
 def longest_gap(successes: Sequence[float], end: float) -> float:
     """Return the largest time without a success between the start (0) and the end of the run."""
-    marks = [0.0, *sorted(time for time in successes if time < end), end]
-    return max(later - earlier for earlier, later in pairwise(marks))
+    return max(length for _, length in gaps(successes, end))
+
+
+def details(outcomes: Sequence[Outcome], end: float) -> dict[str, Any]:
+    """Tell the run second by second, and its longest gaps, in the order of time."""
+    seconds: list[list[Outcome]] = [[] for _ in range(math.ceil(end))]
+    for outcome in outcomes:
+        if outcome.due < len(seconds):
+            seconds[int(outcome.due)].append(outcome)
+    longest = sorted(gaps([outcome.end for outcome in outcomes if outcome.ok], end), key=lambda gap: -gap[1])
+    return {
+        "gaps": [
+            {"at": round(begin, 3), "seconds": round(length, 3)} for begin, length in sorted(longest[:GAPS_SHOWN])
+        ],
+        "seconds": [
+            {
+                "ok": sum(outcome.ok for outcome in second),
+                "failed": sum(not outcome.ok for outcome in second),
+                "p99_ms": milliseconds(sorted(outcome.end - outcome.due for outcome in second if outcome.ok), 0.99),
+            }
+            for second in seconds
+        ],
+    }
+
+
+def milliseconds(ordered: Sequence[float], share: float) -> float | None:
+    """Return a percentile of times in seconds, in milliseconds."""
+    value = percentile(ordered, share)
+    return None if value is None else round(1000 * value, 1)
 
 
 def account(outcomes: Sequence[Outcome], end: float) -> dict[str, Any]:
     """Sum up the outcomes of a run that sent its requests from 0 to `end`."""
     good = [outcome for outcome in outcomes if outcome.ok]
     bad = sorted(outcome for outcome in outcomes if not outcome.ok)
-    latencies = sorted(1000 * (outcome.end - outcome.due) for outcome in good)
-
-    def ms(share: float) -> float | None:
-        value = percentile(latencies, share)
-        return None if value is None else round(value, 1)
-
+    latencies = sorted(outcome.end - outcome.due for outcome in good)
     return {
         "sent": len(outcomes),
         "ok": len(good),
         "failed": dict(Counter(outcome.kind for outcome in bad)),
         "longest_gap_s": round(longest_gap([outcome.end for outcome in good], end), 3),
-        "p50_ms": ms(0.5),
-        "p99_ms": ms(0.99),
-        "max_ms": ms(1.0),
+        "p50_ms": milliseconds(latencies, 0.5),
+        "p99_ms": milliseconds(latencies, 0.99),
+        "max_ms": milliseconds(latencies, 1.0),
         "duration_s": round(end, 3),
         "failures": [
             {
@@ -314,7 +450,7 @@ def arguments(argv: Sequence[str] | None = None) -> tuple[Plan, argparse.Namespa
     parser.add_argument("--ca", metavar="FILE", help="authority that the server's certificate must come from")
     parser.add_argument("--certificate", metavar="FILE", help="client certificate and key (PEM)")
     parser.add_argument("--rate", type=float, default=100, help="requests a second (default %(default)s)")
-    parser.add_argument("--duration", type=float, default=10, help="seconds, 3600 at most (default %(default)s)")
+    parser.add_argument("--duration", type=float, default=10, help="seconds, 14400 at most (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=5, help="seconds for one request (default %(default)s)")
     parser.add_argument("--post", default="", metavar="URL", help="where to POST; same host as URL")
     parser.add_argument(
@@ -327,11 +463,26 @@ def arguments(argv: Sequence[str] | None = None) -> tuple[Plan, argparse.Namespa
     parser.add_argument(
         "--expect", type=int, nargs="+", default=[200, 201], metavar="STATUS", help="statuses that count as success"
     )
-    parser.add_argument("--output", type=Path, help="write the account here too")
+    parser.add_argument(
+        "--header-file", type=Path, metavar="FILE", help="headers, one a line; mode 0600: it has a token"
+    )
+    parser.add_argument(
+        "--run", metavar="ID", help="what every key begins with: 12 hexadecimal digits (default: random)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="write the account here too, with every second and the longest gaps"
+    )
+    parser.add_argument("--progress", type=Path, metavar="FILE", help="write the totals so far here, every second")
     parser.add_argument("--ledger", type=Path, help="write every request here, one JSON object a line")
     options = parser.parse_args(argv)
-    if not 0 < options.rate <= 2000 or not 0 < options.duration <= 3600 or options.timeout <= 0:
-        parser.error("wanted: 0 < --rate <= 2000, 0 < --duration <= 3600, --timeout > 0")
+    if not 0 < options.rate <= 2000 or not 0 < options.duration <= 14400 or options.timeout <= 0:
+        parser.error("wanted: 0 < --rate <= 2000, 0 < --duration <= 14400, --timeout > 0")
+    if options.run and not re.fullmatch(RUN, options.run):
+        parser.error(f"--run is {options.run!r}, wanted: 12 hexadecimal digits")
+    try:
+        headers = read_headers(options.header_file) if options.header_file else ()
+    except (OSError, ValueError) as error:
+        parser.error(f"--header-file: {error}")
     plan = Plan(
         url=options.url,
         connect=options.connect,
@@ -345,29 +496,69 @@ def arguments(argv: Sequence[str] | None = None) -> tuple[Plan, argparse.Namespa
         post_share=options.post_share,
         new_share=options.new_share,
         expect=tuple(options.expect),
+        headers=headers,
+        **({"run": options.run} if options.run else {}),
     )
     return plan, options
 
 
-async def run(plan: Plan) -> tuple[dict[str, Any], list[Outcome]]:
+def read_headers(path: Path) -> tuple[str, ...]:
+    """Read headers, one a line, from a file that nobody else can read."""
+    if mode := path.stat().st_mode & 0o077:
+        raise ValueError(f"{path}: others may read or write it ({mode:03o}), wanted: mode 0600")
+    lines = tuple(line for line in path.read_text(encoding="ascii").splitlines() if line)
+    if any(not re.fullmatch(r"[A-Za-z0-9-]+: [ -~]+", line) for line in lines):
+        raise ValueError(f"{path}: wanted: one `Name: value` a line")
+    return lines
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    if path.exists() and not path.is_file():  # such as /dev/null
+        path.write_text(text)
+        return
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+async def tell(probe: Probe, path: Path) -> None:
+    """Write the totals every second, for as long as the probe runs."""
+    while True:
+        replace(path, json.dumps(probe.progress()) + "\n")
+        await asyncio.sleep(PROGRESS_S)
+
+
+async def run(plan: Plan, progress: Path | None = None) -> tuple[dict[str, Any], list[Outcome]]:
     probe = Probe(plan)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, probe.stopped.set)
+    telling = asyncio.create_task(tell(probe, progress)) if progress else None
     result = await probe.run()
+    if telling and progress:
+        telling.cancel()
+        await asyncio.wait([telling])
+        with suppress(OSError):  # a full disk is told by the account
+            replace(progress, json.dumps(probe.progress()) + "\n")
     return result, sorted(probe.outcomes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the probe; the exit status tells whether every request succeeded."""
     plan, options = arguments(argv)
-    result, outcomes = asyncio.run(run(plan))
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    # An outage leaves `rate * timeout` requests open; a shell's limit would make of them failures of the probe's own.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    result, outcomes = asyncio.run(run(plan, options.progress))
     if options.ledger:
         options.ledger.write_text("".join(json.dumps(outcome._asdict()) + "\n" for outcome in outcomes))
+    if options.output:
+        more = result | details(outcomes, result["duration_s"])
+        replace(options.output, json.dumps(more) + "\n")
+    with suppress(BrokenPipeError):  # who started it may be gone
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        sys.stdout.flush()
     return 1 if result["failed"] or not result["ok"] else 0
 
 
