@@ -129,3 +129,17 @@ def test_the_interval_holds_the_rate_seen(a: int, b: int) -> None:
 
 def test_the_interval_is_the_known_one() -> None:
     assert wilson(3, 100) == pytest.approx((0.01025, 0.08452), abs=1e-5)
+
+
+def test_some_hosts_of_a_backend_are_judged_against_the_others() -> None:
+    def readings(bad: int, good: int) -> dict[str, Any]:
+        servers = [
+            {"backend": "blue", "name": "app1", "hrsp_5xx": bad, "hrsp_2xx": 100},
+            {"backend": "blue", "name": "app2", "hrsp_5xx": 0, "hrsp_2xx": good},
+        ]
+        return {"lb1": {"pid": 1, "servers": servers}}
+
+    seen = verdict(readings(0, 0), readings(20, 500), "blue", "blue", servers=["app1"])
+    assert seen["verdict"] == "breach"
+    assert (seen["canary"]["errors"], seen["stable"]["requests"]) == (20, 500)
+    assert verdict(readings(0, 0), readings(20, 500), "blue", "blue", servers=["app2"])["canary"]["errors"] == 0

@@ -18,9 +18,10 @@ def canary_verdict(
     stable: str,
     limits: Mapping[str, Any] | None = None,
     samples: Mapping[str, Sequence[float]] | None = None,
+    servers: Sequence[str] = (),
 ) -> dict[str, Any]:
     try:
-        return canary.verdict(before, after, backend, stable, limits, samples)
+        return canary.verdict(before, after, backend, stable, limits, samples, servers)
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -184,6 +184,13 @@ def _servers(reading: Reading, backend: str = "") -> dict[tuple[str, str], Mappi
     return {(one["backend"], one["name"]): one for one in servers if backend in ("", one["backend"])}
 
 
+def _renamed(reading: Reading, canary: str, stable: str, servers: Sequence[str]) -> Reading:
+    """Return a reading in which the servers that are watched and the others are two backends, canary and stable."""
+    sides = [("canary", one) for one in reading["servers"] if one["backend"] == canary and one["name"] in servers]
+    sides += [("stable", one) for one in reading["servers"] if one["backend"] == stable and one["name"] not in servers]
+    return {**reading, "servers": [{**one, "backend": side} for side, one in sides]}
+
+
 def verdict(
     before: Mapping[str, Reading],
     after: Mapping[str, Reading],
@@ -191,12 +198,20 @@ def verdict(
     stable: str,
     limits: Mapping[str, Any] | None = None,
     samples: Mapping[str, Sequence[float]] | None = None,
+    servers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge a window from the readings of every balancer at its beginning and its end.
 
-    `canary` and `stable` are names of backends; `samples` are latencies in ms under the keys canary and stable.
+    `canary` and `stable` are names of backends; `samples` are latencies in ms under the keys canary and stable. With
+    `servers` the canary is those alone, and no stable one is among them: so it can be some hosts of one backend.
     """
     measured = samples or {}
+    if servers:
+        before, after = (
+            {name: _renamed(one, canary, stable, servers) for name, one in readings.items()}
+            for readings in (before, after)
+        )
+        canary, stable = "canary", "stable"
     one = side_of(before, after, canary, measured.get("canary", ()))
     other = side_of(before, after, stable, measured.get("stable", ()))
     word, reasons = judge(one, other, Limits.of(limits or {}))
