@@ -92,7 +92,7 @@ def test_migrations_are_safe_to_repeat() -> None:
     trades.create_index("order_id", name=contract.FORMER)
     for _ in range(2):
         expand.expand()
-        assert {contract.FORMER, expand.NEWEST_TRADES} <= trades.index_information().keys(), "the former release goes on"
+        assert {contract.FORMER, expand.NEWEST_TRADES} <= trades.index_information().keys(), "the old one goes on"
     for _ in range(2):
         contract.contract()
         assert expand.NEWEST_TRADES in trades.index_information()

@@ -1,1 +1,1 @@
-"""Changes of the database that come with a release: `expand` before it gets traffic, `contract` when nobody goes back."""
+"""Changes of the database that come with a release: `expand` before it gets traffic, `contract` at the end."""
