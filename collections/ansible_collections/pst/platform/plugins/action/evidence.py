@@ -20,7 +20,7 @@ from ansible_collections.pst.platform.plugins.module_utils.evidence_probe import
 # What a task that only notes an event need not say.
 OF_THE_SITE = {
     "enabled": "{{ evidence_enabled | default(false) }}",
-    "directory": "{{ evidence_directory | default(playbook_dir ~ '/../reports') }}",
+    "directory": "{{ evidence_directory | default(playbook_dir.removesuffix('/parts') ~ '/../reports') }}",
     "site": "{{ site_name }}",
     "host": "{{ inventory_hostname }}",
 }
