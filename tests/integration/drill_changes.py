@@ -67,6 +67,7 @@ def watched(operation: str, *, failed: int = 0, gap_ms: float = 1000) -> Iterato
 
 def held(operation: str, report: dict[str, Any], *, failed: int = 0, gap_ms: float = 1000) -> None:
     for key in TOTAL:
+        assert report[key] is not None, f"{operation}: {key} is not known"
         TOTAL[key] += report[key]
     keys = ("requests", "failed", "longest_gap_ms", "duplicate_posts", "duration_s", "p99_ms", "late_ms")
     lab.record(f"changes_{operation}", **{key: report[key] for key in keys})
