@@ -1,7 +1,7 @@
 """make drill-changes: every planned change of the lab under load; no request fails, no POST is carried out twice.
 
-The playbooks themselves send 300 requests a second through the virtual address while they run (roles/evidence) and write
-`reports/<operation>-<UTC>.json`; where a playbook has no such verb, this drill does it. The releases are the reference
+The playbooks themselves send 300 requests a second through the virtual address while they run (roles/evidence) and
+write `reports/<operation>-<UTC>.json`; where a playbook has no such verb, this drill does it. The releases are the reference
 application under other versions, and three that are broken on purpose. The lab is started where it is not up; what it
 held stays, but the release. About 45 minutes; CHANGES_SEED=… repeats the points at which the control process is killed,
 CHANGES_KILLS=10 how many.
@@ -140,7 +140,8 @@ def test_a_canary_gets_all_the_traffic_step_by_step(sources: Callable[..., list[
 
 def test_a_rolling_upgrade_of_all_tiers(sources: Callable[..., list[str]]) -> None:
     with watched("rolling-upgrade"):
-        lab.succeed(lab.playbook("rolling-upgrade", *sources("rolled"), "-e", "mongodb_slow_operation_ms=140", timeout=1800))
+        changed = (*sources("rolled"), "-e", "mongodb_slow_operation_ms=140")
+        lab.succeed(lab.playbook("rolling-upgrade", *changed, timeout=1800))
     assert served() == {(live(), version("rolled"))}
     settled()
     lab.succeed(lab.playbook("site"))  # back to the inventory's settings
@@ -164,13 +165,14 @@ def sometimes_wrong(tree: Path) -> None:
 
 def test_a_release_that_is_never_ready_gets_no_traffic(sources: Callable[..., list[str]]) -> None:
     old, before = served(), traders()
+    broken = (*sources("broken", never_ready), "-e", "app_health_timeout_seconds=15")
     with watched("blue-green"):
-        run = lab.playbook("blue-green", *sources("broken", never_ready), "-e", "app_health_timeout_seconds=15")
+        run = lab.playbook("blue-green", *broken)
     assert run.code != 0
     assert served() == old
     assert traders() == before
     with watched("rolling-upgrade"):
-        run = lab.playbook("rolling-upgrade", *APP, *sources("broken", never_ready), "-e", "app_health_timeout_seconds=15")
+        run = lab.playbook("rolling-upgrade", *APP, *broken)
     assert run.code != 0
     assert "runs" in run.output
     assert "again, in traffic and" in run.output
@@ -191,8 +193,9 @@ def test_a_canary_with_errors_is_taken_back(sources: Callable[..., list[str]]) -
     assert served() == old
     errors = [failure["at"] for failure in seen["failures"]]
     assert errors, "the canary's errors have to reach clients, or nothing was tested"
-    lab.record("changes_canary_breach", errors=len(errors), undone_after_s=round(max(errors) - min(errors), 1), bar_s=60)
-    assert max(errors) - min(errors) <= 60
+    undone = max(errors) - min(errors)
+    lab.record("changes_canary_breach", errors=len(errors), undone_after_s=round(undone, 1), bar_s=60)
+    assert undone <= 60
     settled()
 
 
@@ -201,7 +204,8 @@ def test_a_node_with_another_artefact_keeps_the_release_from_traffic(sources: Ca
     lab.succeed(lab.playbook("rollback"))
     old, idle = served(), {"blue": "green", "green": "blue"}[live()]
     manifest = f"/srv/pst/{idle}/manifest.json"
-    lab.ssh("lab-app3", f"cp {manifest} /root/manifest.json && sed -i 's/\"content\": \"..../\"content\": \"0000/' {manifest}")
+    other = 's/"content": "..../"content": "0000/'
+    lab.ssh("lab-app3", f"cp {manifest} /root/manifest.json && sed -i '{other}' {manifest}")
     lab.ssh("lab-app3", f"systemctl restart pst-app@{idle}")
     try:
         with watched("blue-green"):
@@ -220,7 +224,8 @@ def test_a_second_run_is_refused_and_a_stale_lock_is_broken_on_demand(sources: C
     assert run.code != 0
     assert "rolling-upgrade" in run.output
     assert "run_break_lock" in run.output
-    lab.succeed(lab.playbook("rolling-upgrade", *APP, *sources("locked"), "-e", "run_break_lock='its control node was lost'"))
+    broken = ("-e", "run_break_lock='its control node was lost'")
+    lab.succeed(lab.playbook("rolling-upgrade", *APP, *sources("locked"), *broken))
     assert served() == {(live(), version("locked"))}
     settled()
 
@@ -240,15 +245,11 @@ def test_outside_the_window_nothing_starts(sources: Callable[..., list[str]]) ->
 def test_a_rolling_upgrade_killed_at_a_random_point_is_resumed(number: int, sources: Callable[..., list[str]]) -> None:
     print(f"CHANGES_SEED={SEED}")
     chance = random.Random(SEED + number)
-    release = sources(f"killed{number}")
+    given = (*APP, *sources(f"killed{number}"), "-e", "evidence_enabled=false")
     point = round(chance.uniform(10, 120), 1)
     with watched_whole(f"killed-{number}"):
-        killed = lab.interrupted("rolling-upgrade", point, *APP, *release, "-e", "evidence_enabled=false")
-        lab.succeed(
-            lab.playbook(
-                "rolling-upgrade", *APP, *release, "-e", "evidence_enabled=false", "-e", "run_break_lock='the drill killed it'"
-            )
-        )
+        killed = lab.interrupted("rolling-upgrade", point, *given)
+        lab.succeed(lab.playbook("rolling-upgrade", *given, "-e", "run_break_lock='the drill killed it'"))
     lab.record(f"changes_killed_{number}", point=point, killed=killed, seed=SEED)
     assert served() == {(live(), version(f"killed{number}"))}
     settled()
