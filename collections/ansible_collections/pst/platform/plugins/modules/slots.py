@@ -10,7 +10,7 @@ module: slots
 short_description: Tell what the slots of a host hold, and which of them trades
 description:
   - Reads the links and the manifests below O(root), and the colour in the settings of trading. Changes nothing.
-  - What a slot holds is state of the host, made by the deployment playbooks; the inventory only says what a new host begins with.
+  - What a slot holds is state of the host, made by the deployment playbooks. The inventory says what a new site begins with.
 version_added: 0.1.0
 author: The pst platform team
 options:
@@ -60,9 +60,7 @@ def main() -> None:
     root, settings = Path(module.params["root"]), Path(module.params["trading_settings"])
     try:
         trading = json.loads(settings.read_text())["colour"] if settings.exists() else ""
-        module.exit_json(
-            changed=False, slots=filled_slots(root), releases=installed(root), trading=trading
-        )
+        module.exit_json(changed=False, slots=filled_slots(root), releases=installed(root), trading=trading)
     except (OSError, ValueError, KeyError) as error:
         module.fail_json(msg=f"{root} or {settings} cannot be read: {error!r}")
 
