@@ -211,7 +211,7 @@ def load_secrets(directory: str | None = None) -> Secrets:
 
 
 def settings_hash(path: Path, config: Config, token: str) -> str:
-    """Return a hash of all settings that have to be the same on every host of a slot; one whose hosts differ gets no traffic.
+    """Return a hash of the settings that have to be the same on all hosts of a slot; one with two gets no traffic.
 
     Keyed, because anybody may ask for it and the settings of pysystemtrade hold a password.
     """

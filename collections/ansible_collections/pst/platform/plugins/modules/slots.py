@@ -10,7 +10,7 @@ module: slots
 short_description: Tell what the slots of a host hold, and which of them trades
 description:
   - Reads the links and the manifests below O(root), and the colour in the settings of trading. Changes nothing.
-  - What a slot holds is state of the host, made by the deployment playbooks. The inventory says what a new site begins with.
+  - What a slot holds is state of the host, made by the deployment playbooks. The inventory says how a new site begins.
 version_added: 0.1.0
 author: The pst platform team
 options:
