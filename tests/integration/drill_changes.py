@@ -2,9 +2,9 @@
 
 The playbooks themselves send 300 requests a second through the virtual address while they run (roles/evidence) and
 write `reports/<operation>-<UTC>.json`; where a playbook has no such verb, this drill does it. The releases are the
-reference application under other versions, and three that are broken on purpose. The lab is started where it is not up; what it
-held stays, but the release. About 45 minutes; CHANGES_SEED=… repeats the points at which the control process is killed,
-CHANGES_KILLS=10 how many.
+reference application under other versions, and three that are broken on purpose. The lab is started where it is not
+up; what it held stays, but the release. About 45 minutes; CHANGES_SEED=… repeats the points at which the control
+process is killed, CHANGES_KILLS=10 how many.
 """
 
 from __future__ import annotations
