@@ -27,7 +27,8 @@ start() {
     fi
     for _ in $(seq 60); do
         docker info >/dev/null 2>&1 && exit 0
-        $sudo docker info >/dev/null 2>&1 && say "The engine runs, but this user may not use it: join the group docker (sudo usermod -aG docker \$USER) and log in again."
+        # Only where the two differ: for root it would be the same question, asked when the engine has just come up.
+        [ -n "$sudo" ] && $sudo docker info >/dev/null 2>&1 && say "The engine runs, but this user may not use it: join the group docker (sudo usermod -aG docker \$USER) and log in again."
         sleep 1
     done
     say "The container engine did not start within 60 s: see ${state}/dockerd.log or 'journalctl -u docker'."
@@ -38,7 +39,11 @@ stop() {
     [ -z "$(docker ps -q)" ] || { echo "Other containers run: the engine stays."; exit 0; }
     case $(cat "$state/started") in
         systemd) $sudo systemctl stop docker docker.socket ;;
-        process) $sudo pkill -x -F "$state/dockerd.pid" dockerd || $sudo pkill -x dockerd || : ;;
+        process)
+            $sudo pkill -x -F "$state/dockerd.pid" dockerd || $sudo pkill -x dockerd || :
+            # One that still shuts down would answer the next start, and then be gone.
+            for _ in $(seq 60); do pgrep -x dockerd >/dev/null || break; sleep 1; done
+            ;;
     esac
     rm -rf "$state"
     echo stopped
