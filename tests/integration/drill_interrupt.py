@@ -21,8 +21,7 @@ REBUILT = ("lab-lb2", "lab-app3", "lab-mongo3", "lab-redis3", "lab-ibgw2")
 @pytest.fixture(scope="session", autouse=True)
 def platform() -> float:
     """In place of conftest.py's: a lab made anew; how long that took is the range that the points are drawn from."""
-    lab.succeed(lab.playbook("lab-down"))
-    return lab.succeed(lab.playbook("lab", timeout=1800)).seconds
+    return lab.anew().seconds
 
 
 def converges() -> None:
@@ -50,7 +49,8 @@ def test_a_run_killed_while_it_replaces_lost_hosts() -> None:
 def test_a_first_installation_killed_at_a_random_point_converges(point: float, platform: float) -> None:
     lab.succeed(lab.playbook("lab-down"))
     lab.succeed(lab.playbook("lab", "--tags", "hosts"))
-    killed = lab.interrupted("site", point * platform * 0.9)
-    lab.record(f"interrupted_at_{point:.2f}", killed=killed, after_seconds=round(point * platform * 0.9, 1), seed=SEED)
+    after = point * platform * 0.9
+    killed = lab.interrupted("site", after)
+    lab.record(f"interrupted_at_{point:.2f}", killed=killed, after_seconds=round(after, 1), seed=SEED)
     assert killed
     converges()

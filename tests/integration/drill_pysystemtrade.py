@@ -66,8 +66,7 @@ def trader() -> str:
 def platform() -> Iterator[None]:
     """A lab of its own, not that of conftest.py: the reference application's state is not for the real one."""
     assert SOURCE, "PYSYSTEMTRADE_SOURCE is empty, wanted: the repository or the archive of a pysystemtrade like v1.80"
-    lab.succeed(lab.playbook("lab-down"))
-    made = lab.succeed(lab.playbook("lab", "-e", json.dumps(SETTINGS), timeout=1800))
+    made = lab.anew("-e", json.dumps(SETTINGS))
     lab.record("pysystemtrade_deployed", seconds=round(made.seconds, 1))
     yield
     lab.succeed(lab.playbook("lab-down"))
