@@ -45,7 +45,10 @@ class EvidenceError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What to send where. `rate` in requests a second, `max_seconds` after which the probe ends by itself."""
+    """What to send where. `rate` in requests a second, `max_seconds` after which the probe ends by itself.
+
+    `post_share` of the requests are POSTs, `new_share` have a connection of their own (0 to 1).
+    """
 
     operation: str
     site: str
@@ -55,6 +58,8 @@ class Settings:
     ca_file: str
     rate: float
     max_seconds: int
+    post_share: float = 0.2
+    new_share: float = 0.5
     run: str = ""
 
 
@@ -116,6 +121,7 @@ class Run:
     def _options(self, settings: Settings) -> Iterator[str]:
         yield settings.url
         yield from ("--connect", settings.address, "--rate", str(settings.rate))
+        yield from ("--post-share", str(settings.post_share), "--new-share", str(settings.new_share))
         yield from ("--duration", str(settings.max_seconds), "--timeout", str(REQUEST_TIMEOUT_S))
         yield from ("--run", settings.run, "--header-file", str(self.folder / "headers"))
         yield from ("--progress", str(self.folder / "progress.json"), "--output", str(self.folder / "account.json"))

@@ -59,6 +59,14 @@ options:
     description: Requests a second (more than 0, 2000 at most).
     type: float
     default: 20
+  post_share:
+    description: Which share of the requests are POSTs, 0 to 1.
+    type: float
+    default: 0.2
+  new_share:
+    description: Which share of the requests have a connection of their own, 0 to 1.
+    type: float
+    default: 0.5
   max_seconds:
     description: The probe ends by itself after so many seconds (14400 at most), whatever became of the control process.
     type: int
