@@ -35,7 +35,7 @@ POLL_S = 0.05
 # Longer than the agent tries to have a write taken (5 s), and than the balancers wait in a queue.
 REQUEST_TIMEOUT_S = 10
 # The last request may take its time-out; the account of hours takes some seconds.
-STOP_S = REQUEST_TIMEOUT_S + 20
+STOP_S = REQUEST_TIMEOUT_S + 60
 ASK_S = 15
 
 
