@@ -111,6 +111,18 @@ def test_what_could_not_be_asked_is_not_taken_for_good() -> None:
     assert "? duplicate posts" in evidence.summary(report)
 
 
+def test_a_gap_of_the_probe_is_not_the_platforms() -> None:
+    told = account(10, down=(4.0, 6.0))
+    for gap in told["gaps"]:
+        gap["own"] = 1.5 if gap["seconds"] > 1 else 0
+    report = build(told)
+    assert (report["longest_gap_ms"], report["longest_outage_ms"], report["outcome"]) == (2100, 600, "passed")
+    told["gaps"][0]["own"] = max(told["gaps"], key=lambda gap: gap["seconds"])["own"] = 0.9
+    assert build(told)["problems"] == [
+        "longest_gap_ms: seen 1200 (3.9 s after the begin; and 0.9 s in which the probe itself was held up); wanted at most 1000"
+    ]
+
+
 @pytest.mark.parametrize("bars", [{}, {"failed": 1}, {"failed": None, "longest_gap_ms": 500}, {"failed": 1.5}])
 def test_only_the_bars_that_are_named_count(bars: dict[str, Any]) -> None:
     report = build(account(10, LOST), posts=None, bars=bars)

@@ -260,9 +260,28 @@ def test_details_tell_each_second_and_the_longest_gaps() -> None:
     told = probe.details(sorted(outcomes), 3.0)
     assert [(second["ok"], second["failed"]) for second in told["seconds"]] == [(8, 1), (5, 0), (10, 0)]
     assert told["seconds"][0]["p99_ms"] == pytest.approx(10)
-    assert {"at": 0.71, "seconds": 0.8} in told["gaps"]
+    assert {"at": 0.71, "seconds": 0.8, "own": 0} in told["gaps"]
     assert len(told["gaps"]) == 20
     assert max(gap["seconds"] for gap in told["gaps"]) == 0.8
+
+
+def test_a_gap_tells_how_long_the_probe_itself_was_held_up() -> None:
+    outcomes = [probe.Outcome(at / 10, at / 10 + 0.01, "ok", "GET", "") for at in (*range(8), *range(18, 30))]
+    held_up: list[tuple[float, float]] = []
+    for due, sent in ((0.2, 0.3), (0.8, 1.1), (0.9, 1.1), (1.0, 1.2), (1.75, 2.5)):
+        probe.joined(held_up, due, sent)
+    assert held_up == [(0.2, 0.3), (0.8, 1.2), (1.75, 2.5)]
+    gap = max(probe.details(sorted(outcomes), 3.0, held_up)["gaps"], key=lambda gap: gap["seconds"])
+    assert gap == {"at": 0.71, "seconds": 1.1, "own": 0.46}
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.06, 3)), max_size=40), st.floats(0, 10), st.floats(0, 5))
+def test_held_up_is_never_more_than_the_gap(late: list[tuple[float, float]], begin: float, length: float) -> None:
+    spans: list[tuple[float, float]] = []
+    for due, by in sorted(late):
+        probe.joined(spans, due, due + by)
+    assert -1e-9 <= probe.within(spans, begin, begin + length) <= length + 1e-9
+    assert all(one[1] < other[0] for one, other in zip(spans, spans[1:], strict=False))
 
 
 HEADERS = "Authorization: Bearer abc\n"

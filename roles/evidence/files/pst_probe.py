@@ -15,13 +15,14 @@ Needs only Python 3.11. Ends after --duration, or earlier at SIGTERM or SIGINT; 
                      status-NNN
   longest_gap_s      largest time between two successes (or from the begin to the first, or from the last to the end)
   p50_ms p99_ms      latency of the successes
-  late_ms            how late the probe itself was at worst; a gap shorter than this may be the probe's own
+  late_ms            how late the probe itself was at worst
+  held_up            when it was more than 50 ms late: [begin, end] in seconds since the start
   failures           the first ones: seconds since the start, kind, method, key
   started            seconds since the epoch
   run                what every key begins with: the n-th request's is `<run>-<n>`
   cpu_s              what the probe itself has used
 
---output adds `gaps` (the longest ones: seconds since the start, and how long) and `seconds` (per second: ok, failed,
+--output adds `gaps` (the longest ones: seconds since the start, how long, and how long of it the probe itself was held up) and `seconds` (per second: ok, failed,
 p99_ms; by the time at which a request was due).
 """
 
@@ -52,6 +53,7 @@ FAILURES_SHOWN = 1000
 GAPS_SHOWN = 20
 MAX_HEAD = 65536
 PROGRESS_S = 1.0
+LATE_S = 0.05  # less is what any busy machine has
 RUN = "[0-9a-f]{12}"
 
 
@@ -246,6 +248,7 @@ class Probe:
         self.plan = plan
         self.outcomes: list[Outcome] = []
         self.late = 0.0
+        self.held_up: list[tuple[float, float]] = []
         self.ok = 0
         self.failed: Counter[str] = Counter()
         self.stopped = asyncio.Event()
@@ -272,7 +275,10 @@ class Probe:
         while (due := number / self.plan.rate) < self.plan.duration:
             if not await self._until(self._start + due):
                 break
-            self.late = max(self.late, clock() - self._start - due)
+            now = clock() - self._start
+            self.late = max(self.late, now - due)
+            if now - due > LATE_S:
+                joined(self.held_up, due, now)
             task = asyncio.create_task(self._one(number, due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -283,6 +289,7 @@ class Probe:
             connection.close()
         return account(self.outcomes, end) | {
             "late_ms": round(1000 * self.late, 1),
+            "held_up": [[round(begin, 3), round(end, 3)] for begin, end in self.held_up],
             "started": round(started, 3),
             "run": self.plan.run,
             "cpu_s": round(time.process_time(), 2),
@@ -376,6 +383,19 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
+def joined(spans: list[tuple[float, float]], begin: float, end: float) -> None:
+    """Add a span to spans that are in order and do not overlap; `begin` is not before that of the last one."""
+    if spans and begin <= spans[-1][1]:
+        spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+    else:
+        spans.append((begin, end))
+
+
+def within(spans: Sequence[tuple[float, float]], begin: float, end: float) -> float:
+    """Return how long of the time from `begin` to `end` is in the spans."""
+    return sum(max(0.0, min(end, last) - max(begin, first)) for first, last in spans)
+
+
 def gaps(successes: Sequence[float], end: float) -> list[tuple[float, float]]:
     """Return (begin, length) of each time without a success between the start (0) and the end of the run."""
     marks = [0.0, *sorted(time for time in successes if time < end), end]
@@ -387,8 +407,8 @@ def longest_gap(successes: Sequence[float], end: float) -> float:
     return max(length for _, length in gaps(successes, end))
 
 
-def details(outcomes: Sequence[Outcome], end: float) -> dict[str, Any]:
-    """Tell the run second by second, and its longest gaps, in the order of time."""
+def details(outcomes: Sequence[Outcome], end: float, held_up: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
+    """Tell the run second by second, and its longest gaps, in the order of time; `held_up` is when the probe was late."""
     seconds: list[list[Outcome]] = [[] for _ in range(math.ceil(end))]
     for outcome in outcomes:
         if outcome.due < len(seconds):
@@ -396,7 +416,12 @@ def details(outcomes: Sequence[Outcome], end: float) -> dict[str, Any]:
     longest = sorted(gaps([outcome.end for outcome in outcomes if outcome.ok], end), key=lambda gap: -gap[1])
     return {
         "gaps": [
-            {"at": round(begin, 3), "seconds": round(length, 3)} for begin, length in sorted(longest[:GAPS_SHOWN])
+            {
+                "at": round(begin, 3),
+                "seconds": round(length, 3),
+                "own": round(within(held_up, begin, begin + length), 3),
+            }
+            for begin, length in sorted(longest[:GAPS_SHOWN])
         ],
         "seconds": [
             {
@@ -557,7 +582,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.ledger:
         options.ledger.write_text("".join(json.dumps(outcome._asdict()) + "\n" for outcome in outcomes))
     if options.output:
-        more = result | details(outcomes, result["duration_s"])
+        more = result | details(outcomes, result["duration_s"], result["held_up"])
         replace(options.output, json.dumps(more) + "\n")
     with suppress(BrokenPipeError):  # who started it may be gone
         sys.stdout.write(json.dumps(result, indent=1) + "\n")

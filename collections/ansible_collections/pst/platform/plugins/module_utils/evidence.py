@@ -69,6 +69,7 @@ def build(
         "failed_by_kind": account["failed"],
         "longest_gap_ms": round(1000 * account["longest_gap_s"]),
         "longest_gap": longest,
+        "longest_outage_ms": round(1000 * max((gap["seconds"] - gap["own"] for gap in gaps), default=account["longest_gap_s"])),
         "p50_ms": account["p50_ms"],
         "p99_ms": account["p99_ms"],
         "late_ms": account["late_ms"],
@@ -101,7 +102,8 @@ def event_before(events: Sequence[Mapping[str, Any]], moment: float) -> Mapping[
 def unmet(report: Report) -> Iterator[str]:
     """Yield each bar that the report does not meet: the value seen, the value wanted, and what is known of it."""
     for name, most in report["require"].items():
-        seen = report[name]
+        # What the probe itself was held up by is no gap of the platform's.
+        seen = report["longest_outage_ms" if name == "longest_gap_ms" else name]
         if seen is None:
             why = "the agent could not be asked" if name.endswith("_posts") else "no request succeeded"
             yield f"{name}: seen nothing ({why}); wanted at most {most:g}"
@@ -115,9 +117,9 @@ def remark(name: str, report: Report) -> str:
     if name == "duplicate_posts":
         return f" ({', '.join(report['duplicates'][:3])})"
     if name == "longest_gap_ms" and report["longest_gap"]:
-        gap = report["longest_gap"]
+        gap = max(report["gaps"], key=lambda gap: gap["seconds"] - gap["own"])
         after = f", after {words(gap['after'])}" if gap["after"] else ""
-        late = f"; the probe itself was up to {report['late_ms']:g} ms late" if report["late_ms"] > 100 else ""
+        late = f"; and {gap['own']:g} s in which the probe itself was held up" if gap["own"] else ""
         return f" ({gap['at']:.1f} s after the begin{after}{late})"
     return ""
 
