@@ -47,7 +47,7 @@ drill-pysystemtrade: venv ## the real pysystemtrade on a lab made anew for it (P
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_pysystemtrade.py
 
 drill-changes: venv ## every planned change of the lab under load: no request fails
-	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_changes.py
+	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_changes.py tests/integration/drill_mongodb_upgrade.py
 
 bench: venv ## time site.yml against a shell script that does the same; what agent and guard cost a node
 	@python tests/bench/bench.py
