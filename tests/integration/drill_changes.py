@@ -69,7 +69,16 @@ def held(operation: str, report: dict[str, Any], *, failed: int = 0, gap_ms: flo
     for key in TOTAL:
         assert report[key] is not None, f"{operation}: {key} is not known"
         TOTAL[key] += report[key]
-    keys = ("requests", "failed", "longest_gap_ms", "longest_outage_ms", "duplicate_posts", "duration_s", "p99_ms", "late_ms")
+    keys = (
+        "requests",
+        "failed",
+        "longest_gap_ms",
+        "longest_outage_ms",
+        "duplicate_posts",
+        "duration_s",
+        "p99_ms",
+        "late_ms",
+    )
     lab.record(f"changes_{operation}", **{key: report[key] for key in keys})
     assert report["requests"] > 0
     assert report["failed"] <= failed, report["failures"][:10]
@@ -259,7 +268,15 @@ def test_a_rolling_upgrade_killed_at_a_random_point_is_resumed(number: int, sour
 def watched_whole(operation: str, *, gap_ms: float = 1000) -> Iterator[None]:
     """Send requests through the virtual address, whatever runs, and hold what became of them against the bars."""
     url = f"https://trading.{lab.DOMAIN}/version"
-    where = ("--connect", lab.VIP, "--ca", str(lab.STATE / "pki" / "ca.crt"), f"--rate={RATE}", "--duration=1800", "--new-share=0.1")
+    where = (
+        "--connect",
+        lab.VIP,
+        "--ca",
+        str(lab.STATE / "pki" / "ca.crt"),
+        f"--rate={RATE}",
+        "--duration=1800",
+        "--new-share=0.1",
+    )
     account = lab.REPORTS / f".{operation}.json"
     with lab.tool(lab.PROBE, url, *where, "--output", str(account)) as probe:
         time.sleep(1)  # requests before the change, so that a gap has two sides

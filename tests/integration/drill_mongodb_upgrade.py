@@ -132,7 +132,9 @@ def test_5_0_becomes_6_0_under_a_writer(writer: None) -> None:
     told = result()
     path = lab.REPORTS / f"mongodb-upgrade-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(told | {"from": "5.0.4", "to": "6.0.5", "duration_s": round(seconds, 1)}, indent=1) + "\n")
+    path.write_text(
+        json.dumps(told | {"from": "5.0.4", "to": "6.0.5", "duration_s": round(seconds, 1)}, indent=1) + "\n"
+    )
     print(f"\n{path.name}: {told}")
     assert told["acked"] > 100
     assert told["lost"] == 0
