@@ -87,7 +87,7 @@ def old_set() -> Iterator[None]:
 
 
 @pytest.fixture
-def writer(old_set: None) -> Iterator[None]:
+def writer(old_set: None) -> None:
     """A client that writes to the set all the time, with acknowledgements of the majority."""
     on(HOSTS[2], f"install -d -m 0700 {WRITER}")
     for path, text in (
@@ -110,7 +110,6 @@ def writer(old_set: None) -> Iterator[None]:
         f" --output={WRITER}/result.json",
     )
     lab.eventually("its first write", lambda: on(HOSTS[2], f"ls {WRITER}").find("ready") >= 0, 30)
-    yield
 
 
 def result() -> dict[str, float]:
