@@ -4,7 +4,9 @@
 The load is open-loop: request i is due at start + i / rate, whatever became of the ones before, and its latency counts
 from when it was due. So an outage is not hidden by a client that waits for it to end. Nothing is sent twice: a
 connection that breaks under a request is a failure, even where a browser would try again. What a correct client does
-is done: a connection that the server has closed, or has announced to close, is not used again.
+is done: a connection that the server has closed, or has announced to close, is not used again, and there are no more
+than POOL of them that are kept: a request that finds none free waits for one, which counts. Without a bound a server
+that stalls for a second would be answered by hundreds of handshakes, which hold up the probe for longer than the stall.
 
 TLS is verified, and every new connection is a handshake in full: Python parses the certificate again when it is handed
 a session, so that resuming one would save nothing, and a certificate that was replaced by a bad one is noticed at once.
@@ -53,6 +55,7 @@ FAILURES_SHOWN = 1000
 GAPS_SHOWN = 20
 MAX_HEAD = 65536
 PROGRESS_S = 1.0
+POOL = 100
 LATE_S = 0.05  # less is what any busy machine has
 RUN = "[0-9a-f]{12}"
 
@@ -253,6 +256,7 @@ class Probe:
         self.failed: Counter[str] = Counter()
         self.stopped = asyncio.Event()
         self._idle: list[Connection] = []
+        self._pool = asyncio.Semaphore(POOL)
         self._start = 0.0
         url = urlsplit(plan.url)
         self._host = url.hostname or ""
@@ -320,7 +324,11 @@ class Probe:
         key = f"{self.plan.run}-{number}"
         try:
             async with asyncio.timeout(self.plan.timeout):
-                await self._exchange(number, post, key)
+                if self.plan.is_new(number):
+                    await self._exchange(post, key, new=True)
+                else:
+                    async with self._pool:
+                        await self._exchange(post, key, new=False)
             kind = "ok"
         except Exception as error:  # noqa: BLE001 every failure is counted, whatever it is
             kind = kind_of(error)
@@ -331,8 +339,7 @@ class Probe:
         else:
             self.failed[kind] += 1
 
-    async def _exchange(self, number: int, post: bool, key: str) -> None:
-        new = self.plan.is_new(number)
+    async def _exchange(self, post: bool, key: str, *, new: bool) -> None:
         connection = await self._connection(new)
         keep = False
         try:
