@@ -24,8 +24,8 @@ Needs only Python 3.11. Ends after --duration, or earlier at SIGTERM or SIGINT; 
   run                what every key begins with: the n-th request's is `<run>-<n>`
   cpu_s              what the probe itself has used
 
---output adds `gaps` (the longest ones: seconds since the start, how long, and how long of it the probe itself was held up) and `seconds` (per second: ok, failed,
-p99_ms; by the time at which a request was due).
+--output adds `gaps` (the longest ones: seconds since the start, how long, and how long of it the probe itself was held
+up) and `seconds` (per second: ok, failed, p99_ms; by the time at which a request was due).
 """
 
 from __future__ import annotations
@@ -415,7 +415,7 @@ def longest_gap(successes: Sequence[float], end: float) -> float:
 
 
 def details(outcomes: Sequence[Outcome], end: float, held_up: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """Tell the run second by second, and its longest gaps, in the order of time; `held_up` is when the probe was late."""
+    """Tell the run second by second, and its longest gaps, in the order of time; `held_up`: when it was late."""
     seconds: list[list[Outcome]] = [[] for _ in range(math.ceil(end))]
     for outcome in outcomes:
         if outcome.due < len(seconds):
