@@ -41,7 +41,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]
             shutil.copytree(lab.ROOT / "tests" / "reference_app", tree)
             (tree / "release.txt").write_text(f"{name}\n")
             change(tree)
-        return ["-e", f"app_release_source={tree}", "-e", f"app_release_version={version(name)}"]
+        return [
+            "-e",
+            "app_release_audit=off",
+            "-e",
+            f"app_release_source={tree}",
+            "-e",
+            f"app_release_version={version(name)}",
+        ]
 
     return made
 
