@@ -41,14 +41,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]
             shutil.copytree(lab.ROOT / "tests" / "reference_app", tree)
             (tree / "release.txt").write_text(f"{name}\n")
             change(tree)
-        return [
-            "-e",
-            "app_release_audit=off",
-            "-e",
-            f"app_release_source={tree}",
-            "-e",
-            f"app_release_version={version(name)}",
-        ]
+        given = ("app_release_audit=off", f"app_release_source={tree}", f"app_release_version={version(name)}")
+        return [word for setting in given for word in ("-e", setting)]
 
     return made
 

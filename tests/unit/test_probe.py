@@ -282,7 +282,7 @@ def test_held_up_is_never_more_than_the_gap(late: list[tuple[float, float]], beg
     for due, by in sorted(late):
         probe.joined(spans, due, due + by)
     assert -1e-9 <= probe.within(spans, begin, begin + length) <= length + 1e-9
-    assert all(one[1] < other[0] for one, other in zip(spans, spans[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in pairwise(spans))
 
 
 HEADERS = "Authorization: Bearer abc\n"

@@ -69,7 +69,7 @@ def build(
         "failed_by_kind": account["failed"],
         "longest_gap_ms": round(1000 * account["longest_gap_s"]),
         "longest_gap": longest,
-        "longest_outage_ms": round(1000 * max((gap["seconds"] - gap["own"] for gap in gaps), default=account["longest_gap_s"])),
+        "longest_outage_ms": round(1000 * max(gap["seconds"] - gap["own"] for gap in gaps)),
         "p50_ms": account["p50_ms"],
         "p99_ms": account["p99_ms"],
         "late_ms": account["late_ms"],
