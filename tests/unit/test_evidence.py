@@ -118,10 +118,8 @@ def test_a_gap_of_the_probe_is_not_the_platforms() -> None:
     report = build(told)
     assert (report["longest_gap_ms"], report["longest_outage_ms"], report["outcome"]) == (2100, 600, "passed")
     told["gaps"][0]["own"] = max(told["gaps"], key=lambda gap: gap["seconds"])["own"] = 0.9
-    assert build(told)["problems"] == [
-        "longest_gap_ms: seen 1200 (3.9 s after the begin; and 0.9 s in which the probe itself was held up); "
-        "wanted at most 1000"
-    ]
+    (problem,) = build(told)["problems"]
+    assert problem.startswith("longest_gap_ms: seen 1200 (3.9 s after the begin; and 0.9 s in which the probe itself")
 
 
 @pytest.mark.parametrize("bars", [{}, {"failed": 1}, {"failed": None, "longest_gap_ms": 500}, {"failed": 1.5}])

@@ -85,9 +85,11 @@ class ActionModule(ActionBase):
                 problems.append(f"{key}: seen {value!r}; wanted a name for a file: {NAME}")
         if not 0 < args["rate"] <= 2000:
             problems.append(f"evidence_rate: seen {args['rate']:g}; wanted more than 0, and 2000 at most")
-        for name in ("post_share", "new_share"):
-            if not 0 <= args[name] <= 1:
-                problems.append(f"evidence_{name}: seen {args[name]:g}; wanted 0 to 1")
+        problems += [
+            f"evidence_{name}: seen {args[name]:g}; wanted 0 to 1"
+            for name in ("post_share", "new_share")
+            if not 0 <= args[name] <= 1
+        ]
         if not 0 < args["max_seconds"] <= 14400:
             problems.append(f"evidence_max_seconds: seen {args['max_seconds']}; wanted 1 to 14400")
         return problems + list(evidence.bar_problems(evidence.BARS if args["require"] is None else args["require"]))
