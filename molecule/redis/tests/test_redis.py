@@ -74,7 +74,7 @@ def test_no_acknowledged_write_was_lost_when_the_master_died() -> None:
     seen = ledger("kill-site_a")
     assert seen["acked"] > 100
     assert seen["lost"] == 0
-    # Held for down 2 s after its last answer, up to 1 s before its end; the rest is for a machine that does other things.
+    # Held for down 2 s after its last answer, up to 1 s before its end; the rest is for a busy machine.
     assert 1 < seen["longest_gap_s"] < 8
 
 

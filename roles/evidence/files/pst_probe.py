@@ -4,7 +4,8 @@
 The load is open-loop: request i is due at start + i / rate, whatever became of the ones before, and its latency counts
 from when it was due. So an outage is not hidden by a client that waits for it to end. Nothing is sent twice: a
 connection that breaks under a request is a failure, even where a browser would try again. What a correct client does
-is done: a connection that the server has closed, or has announced to close, is not used again, and there are no more
+is done: a connection that the server has closed, or has announced to close, is not used again, nor one that was idle
+for IDLE_S, because a server that closes idle connections may do so while a request is on its way; and there are no more
 than POOL of them that are kept: a request that finds none free waits for one, which counts. Without a bound a server
 that stalls for a second would be answered by hundreds of handshakes, which hold up the probe for longer than the stall.
 
@@ -56,6 +57,7 @@ GAPS_SHOWN = 20
 MAX_HEAD = 65536
 PROGRESS_S = 1.0
 POOL = 100
+IDLE_S = 5.0  # as httpx has it; less than any server's
 LATE_S = 0.05  # less is what any busy machine has
 RUN = "[0-9a-f]{12}"
 
@@ -177,6 +179,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.open = False
+        self.idle_since = 0.0
         self._received = b""
         self._answer: asyncio.Future[Answer] | None = None
 
@@ -346,6 +349,7 @@ class Probe:
             status, keep = await connection.ask(self._request(post, key, close=new))
         finally:
             if keep and not new:
+                connection.idle_since = asyncio.get_running_loop().time()
                 self._idle.append(connection)
             else:
                 connection.close()
@@ -355,7 +359,7 @@ class Probe:
     async def _connection(self, new: bool) -> Connection:
         while self._idle and not new:
             connection = self._idle.pop()
-            if connection.open:
+            if connection.open and asyncio.get_running_loop().time() - connection.idle_since < IDLE_S:
                 return connection
             connection.close()
         name = self._host if self._tls else None
