@@ -29,6 +29,7 @@ DOMAIN = "lab.pst.test"
 VIP = "10.78.0.10"
 PREFIX = "pst-"  # of the containers' names
 TOOLS = Path(__file__).resolve().parent
+PROBE = ROOT / "roles/evidence/files/pst_probe.py"
 BALANCERS = ("lab-lb1", "lab-lb2")
 APPS = ("lab-app1", "lab-app2", "lab-app3")
 MONGODB = ("lab-mongo1", "lab-mongo2", "lab-mongo3")
@@ -226,8 +227,8 @@ class Probe:
 
 
 @contextlib.contextmanager
-def tool(script: str, *arguments: str) -> Iterator[Probe]:
-    """Run one of the tools beside this file (probe.py) on the control node, and never leave it behind."""
+def tool(script: str | Path, *arguments: str) -> Iterator[Probe]:
+    """Run a tool (PROBE, or one beside this file) on the control node, and never leave it behind."""
     process = subprocess.Popen(
         [sys.executable, str(TOOLS / script), *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

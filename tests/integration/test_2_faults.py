@@ -17,7 +17,7 @@ PROBE = ("https://" + f"trading.{lab.DOMAIN}/version", "--connect", lab.VIP, "--
 
 @contextlib.contextmanager
 def load(seconds: int, timeout: int = 2) -> Iterator[lab.Probe]:
-    with lab.tool("probe.py", *PROBE, "--rate=50", f"--duration={seconds}", f"--timeout={timeout}") as probe:
+    with lab.tool(lab.PROBE, *PROBE, "--rate=50", f"--duration={seconds}", f"--timeout={timeout}") as probe:
         lab.eventually("the probe's first request", lambda: probe.process.poll() is None, 5)
         yield probe
 

@@ -41,6 +41,7 @@ SITE = {
     "site_vip_prefix": 24,
     "site_time_zone": "Europe/London",
     "site_control_addresses": ["192.0.2.250"],
+    "site_maintenance_windows": [{"days": ["Sat"], "start": "00:00", "end": "00:00"}],
     "site_state_dir": "/state",
     "site_cache_dir": "/cache",
 }

@@ -1,23 +1,21 @@
 """The probe is an oracle: it must count a failure as one, and never hide an outage."""
 
 import asyncio
-import importlib.util
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pst_probe as probe
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-SCRIPT = Path(__file__).parents[1] / "integration/probe.py"
-spec = importlib.util.spec_from_file_location("probe", SCRIPT)
-assert spec
-assert spec.loader
-probe = importlib.util.module_from_spec(spec)
-sys.modules["probe"] = probe
-spec.loader.exec_module(probe)
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -176,4 +174,172 @@ def test_percentile_is_a_value_that_enough_do_not_exceed(values: list[float], sh
 def test_arguments_are_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         probe.arguments(["https://x/", "--duration", "100000"])
-    assert "--duration <= 3600" in capsys.readouterr().err
+    assert "--duration <= 14400" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "last_word",
+    [
+        b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n",  # what some servers say before they close
+        b"",
+    ],
+)
+def test_connection_that_the_server_gave_up_while_idle_is_not_used_again(last_word: bytes) -> None:
+    async def gives_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await serve(reader, Unclosed(writer), OK, 1)  # type: ignore[arg-type]
+        writer.write(last_word)
+        if not last_word:
+            writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    assert against(gives_up, new_share=0, rate=20, duration=0.3)["failed"] == {}
+
+
+class Unclosed:
+    """A writer that stays open where its user closes it."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.write, self.drain = writer.write, writer.drain
+
+    def close(self) -> None:
+        pass
+
+
+def test_connection_that_is_announced_to_close_is_not_used_again() -> None:
+    connections = 0
+
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await serve(reader, writer, OK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive, Close\r\n\r\n"))
+
+    assert against(counted, new_share=0, rate=50)["failed"] == {}
+    assert connections == 10
+
+
+def test_request_on_a_connection_that_breaks_under_it_is_a_failure_and_is_not_sent_again() -> None:
+    """A GET might be sent again (RFC 9110, 9.2.2); the probe tells what became of the one that it sent."""
+
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await serve(reader, Unclosed(writer), OK, 1)  # type: ignore[arg-type]
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    result = against(breaks, new_share=0, rate=20, duration=0.4)
+    assert result["sent"] == 8
+    assert result["failed"] == {"closed": 4}
+
+
+@pytest.mark.parametrize(
+    ("received", "ended", "answer"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", False, None),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Made\r\nContent-Length: 2\r\n\r\nok", False, (201, True)),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nok", False, (200, False)),  # more than was announced
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", False, (200, False)),
+        (b"HTTP/1.1 204 No\r\n\r\n", False, (204, True)),
+        (b"HTTP/1.1 200 OK\r\n\r\nok", False, None),
+        (b"HTTP/1.1 200 OK\r\n\r\nok", True, (200, False)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\n", False, None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nA: b\r\n\r\n", False, (200, True)),
+    ],
+)
+def test_answer_is_read_when_it_is_whole(received: bytes, ended: bool, answer: Any) -> None:
+    assert probe.parse_answer(received, ended=ended) == answer
+
+
+@given(st.integers(0, 120))
+def test_no_part_of_an_answer_is_taken_for_the_whole(cut: int) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n0123456789abcdef\r\n3\r\nabc\r\n0\r\n\r\n"
+    assert (probe.parse_answer(whole[:cut], ended=False) is None) == (cut < len(whole))
+
+
+def test_details_tell_each_second_and_the_longest_gaps() -> None:
+    outcomes = [probe.Outcome(at / 10, at / 10 + 0.01, "ok", "GET", "") for at in (*range(8), *range(15, 30))]
+    outcomes.append(probe.Outcome(0.9, 1.0, "reset", "POST", "k"))
+    told = probe.details(sorted(outcomes), 3.0)
+    assert [(second["ok"], second["failed"]) for second in told["seconds"]] == [(8, 1), (5, 0), (10, 0)]
+    assert told["seconds"][0]["p99_ms"] == pytest.approx(10)
+    assert {"at": 0.71, "seconds": 0.8, "own": 0} in told["gaps"]
+    assert len(told["gaps"]) == 20
+    assert max(gap["seconds"] for gap in told["gaps"]) == 0.8
+
+
+def test_a_gap_tells_how_long_the_probe_itself_was_held_up() -> None:
+    outcomes = [probe.Outcome(at / 10, at / 10 + 0.01, "ok", "GET", "") for at in (*range(8), *range(18, 30))]
+    held_up: list[tuple[float, float]] = []
+    for due, sent in ((0.2, 0.3), (0.8, 1.1), (0.9, 1.1), (1.0, 1.2), (1.75, 2.5)):
+        probe.joined(held_up, due, sent)
+    assert held_up == [(0.2, 0.3), (0.8, 1.2), (1.75, 2.5)]
+    gap = max(probe.details(sorted(outcomes), 3.0, held_up)["gaps"], key=lambda gap: gap["seconds"])
+    assert gap == {"at": 0.71, "seconds": 1.1, "own": 0.46}
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.06, 3)), max_size=40), st.floats(0, 10), st.floats(0, 5))
+def test_held_up_is_never_more_than_the_gap(late: list[tuple[float, float]], begin: float, length: float) -> None:
+    spans: list[tuple[float, float]] = []
+    for due, by in sorted(late):
+        probe.joined(spans, due, due + by)
+    assert -1e-9 <= probe.within(spans, begin, begin + length) <= length + 1e-9
+    assert all(one[1] < other[0] for one, other in pairwise(spans))
+
+
+HEADERS = "Authorization: Bearer abc\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        (HEADERS, 0o644, "others may read or write it (044), wanted: mode 0600"),
+        ("no header\n", 0o600, "wanted: one `Name: value` a line"),
+        ("A: b\x00\n", 0o600, "wanted: one `Name: value` a line"),
+    ],
+)
+def test_header_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, mode: int, said: str
+) -> None:
+    path = tmp_path / "headers"
+    path.write_text(text)
+    path.chmod(mode)
+    with pytest.raises(SystemExit):
+        probe.arguments(["https://x/", f"--header-file={path}"])
+    assert said in capsys.readouterr().err
+
+
+def test_headers_are_sent_and_never_shown(tmp_path: Path) -> None:
+    path = tmp_path / "headers"
+    path.touch(0o600)
+    path.write_text(HEADERS)
+    plan, _ = probe.arguments(["https://x/", f"--header-file={path}", "--run=0123456789ab"])
+    assert "Bearer" not in repr(plan)
+    assert plan.run == "0123456789ab"
+    assert b"\r\nAuthorization: Bearer abc\r\n" in probe.Probe(plan)._request(False, "k", close=False)
+
+
+def test_terminated_probe_leaves_its_account_and_its_progress(tmp_path: Path) -> None:
+    progress, output = tmp_path / "progress.json", tmp_path / "account.json"
+
+    async def scenario() -> tuple[int, str]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            options = (url, "--rate=50", "--duration=60", f"--progress={progress}", f"--output={output}")
+            options += (f"--post={url}", "--run=0123456789ab")
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, probe.__file__, *options, stdout=subprocess.PIPE
+            )
+            deadline = time.monotonic() + 30
+            while not (progress.exists() and json.loads(progress.read_text())["ok"]):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            os.kill(process.pid, signal.SIGTERM)
+            out, _ = await process.communicate()
+            return await process.wait(), out.decode()
+
+    status, printed = asyncio.run(scenario())
+    assert status == 0
+    account = json.loads(printed)
+    assert account["ok"] == account["sent"] == json.loads(progress.read_text())["ok"]
+    assert account["run"] == "0123456789ab"
+    assert json.loads(output.read_text()).items() >= account.items()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["account.json", "progress.json"]

@@ -2,13 +2,22 @@
 
 import importlib.util
 import os
+import socket
+import ssl
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 SCRIPT = Path(__file__).parents[2] / "roles/load_balancer/files/pst_lb.py"
 VIP = "10.78.16.10"
@@ -130,3 +139,59 @@ def test_reasons_are_independent(pst_lb: ModuleType) -> None:
         pst_lb.forbid(reason, False)
     pst_lb.forbid("maintenance", True)
     assert [reason for reason in pst_lb.REASONS if pst_lb.forbidden(reason)] == ["maintenance"]
+
+
+def test_a_preview_is_asked_as_a_client_would(
+    pst_lb: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A TLS server of the standard library in place of HAProxy; port 443 is turned to its own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "trading.test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("trading.test")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "pair.pem").write_bytes(secret + pem)
+    (tmp_path / "ca.crt").write_bytes(pem)
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers["X-Pst-Preview"] == "green" and self.headers["Host"] == "trading.test"
+            self.send_response(200 if known else 503)
+            self.end_headers()
+            self.wfile.write(b'{"colour": "green", "release": "1.1"}')
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pair.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connect = socket.create_connection
+    monkeypatch.setattr(pst_lb, "AUTHORITY", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(
+        pst_lb.socket, "create_connection", lambda _where, timeout: connect(server.server_address, timeout)
+    )
+    try:
+        assert pst_lb.preview("green", "trading.test") == {"colour": "green", "release": "1.1"}
+        with pytest.raises(pst_lb.PstLbError, match="503"):
+            pst_lb.preview("blue", "trading.test")
+        with pytest.raises(OSError, match="trading"):
+            pst_lb.preview("green", "trading.other")
+    finally:
+        server.shutdown()
+        server.server_close()

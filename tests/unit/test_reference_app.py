@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reference_app"))
 
 from dashboard import notes
 from dashboard.app import app
+from migrations import contract, expand
 from sysbrokers.IB.ib_connection import clear_all_client_ids
 from syscontrol.run_process import Timer, processToRun
 from sysdata.config import control_config, production_config
@@ -80,6 +81,22 @@ def configure(folder: Path, **settings: Any) -> None:
 def configure_control(folder: Path, settings: dict[str, Any]) -> None:
     (folder / "private_control_config.yaml").write_text(yaml.safe_dump(settings))
     control_config.get_control_config.cache_clear()
+
+
+# --- migrations
+
+
+@pytest.mark.usefixtures("private")
+def test_migrations_are_safe_to_repeat() -> None:
+    trades = mongo_connection.get_database()["_BROKER_HISTORIC_ORDERS"]
+    trades.create_index("order_id", name=contract.FORMER)
+    for _ in range(2):
+        expand.expand()
+        assert {contract.FORMER, expand.NEWEST_TRADES} <= trades.index_information().keys(), "the old one goes on"
+    for _ in range(2):
+        contract.contract()
+        assert expand.NEWEST_TRADES in trades.index_information()
+        assert contract.FORMER not in trades.index_information()
 
 
 # --- configuration

@@ -60,6 +60,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return folder
 
     monkeypatch.setattr(release_build, "download", download)
+    # These wheels are none; test_release_sbom.py has real ones.
+    monkeypatch.setattr(release_build, "bill_of_materials", lambda *_: b"{}")
     return asked
 
 
@@ -117,7 +119,7 @@ def test_the_same_content_is_built_once(source: Path, wheels: list[str], tmp_pat
     release_build.build(planned, directory, tmp_path)
     assert release_build.is_built(release_build.plan(recipe(source)), directory)
     assert wheels == ["3.11", "3.13"]
-    assert [path.name for path in directory.iterdir()] == ["1.0.0.tar.gz"]
+    assert sorted(path.name for path in directory.iterdir()) == ["1.0.0.sbom.cdx.json", "1.0.0.tar.gz"]
 
 
 def test_a_version_has_one_content_for_ever(artefact: Path, source: Path) -> None:
@@ -298,6 +300,73 @@ def test_only_old_releases_out_of_use_are_removed(tmp_path: Path) -> None:
     assert release.surplus(tmp_path, 5, []) == []
 
 
+def installed(root: Path, *names: str) -> None:
+    """Put releases in place, the newest first."""
+    for age, name in enumerate(names):
+        folder = root / "releases" / name
+        folder.mkdir(parents=True)
+        (folder / "installed.json").write_text("{}")
+        os.utime(folder / "installed.json", (1000 - age, 1000 - age))
+
+
+def test_the_way_back_of_a_slot_is_kept(tmp_path: Path) -> None:
+    """A slot goes from an old release to one that was installed long after it, and must be able to return."""
+    installed(tmp_path, "3", "2", "1", "old")
+    blue = tmp_path / "blue"
+    blue.symlink_to("releases/old")
+    assert release.outgoing(tmp_path, "blue", "3") == "old"
+    release.note_previous(tmp_path, "blue", "old")
+    assert release.outgoing(tmp_path, "blue", "3") == "", "noted once"
+    blue.unlink()
+    blue.symlink_to("releases/3")
+    assert release.outgoing(tmp_path, "blue", "3") == ""
+    assert (tmp_path / "previous/blue").resolve() == tmp_path / "releases/old"
+    assert [path.name for path in release.surplus(tmp_path, 1, [])] == ["2", "1"]
+    assert release.outgoing(tmp_path, "blue", "old") == "3", "and back again"
+    release.note_previous(tmp_path, "blue", "3")
+    assert (tmp_path / "previous/blue").resolve() == tmp_path / "releases/3"
+    assert [path.name for path in (tmp_path / "previous").iterdir()] == ["blue"]
+
+
+def test_an_empty_slot_and_one_whose_release_is_gone_have_no_way_back(tmp_path: Path) -> None:
+    assert release.outgoing(tmp_path, "blue", "1") == ""
+    (tmp_path / "blue").symlink_to("releases/gone")
+    assert release.outgoing(tmp_path, "blue", "1") == ""
+
+
+def test_a_slot_counts_also_below_a_linked_root(tmp_path: Path) -> None:
+    installed(tmp_path / "data", "new", "slotted", "wanted", "old")
+    (tmp_path / "data/blue").symlink_to("releases/slotted")
+    (tmp_path / "pst").symlink_to("data")
+    found = release.surplus(tmp_path / "pst", 1, ["wanted"])
+    assert [path.name for path in found] == ["old"]
+
+
+def test_a_release_that_a_process_was_started_from_is_known(tmp_path: Path) -> None:
+    root, proc = tmp_path / "pst", tmp_path / "proc"
+    (tmp_path / "data").mkdir()
+    root.symlink_to("data")
+    commands = {
+        "1": f"{tmp_path}/data/releases/1-0-0/venv/bin/python\0run.py\0",
+        "2": f"python\0{root}/releases/1-1-0/source/agent.py\0",
+        "3": f"ls\0{root}/other/releases/2-0-0/\0",
+        "self": f"{root}/releases/3-0-0/x",
+    }
+    for process, command in commands.items():
+        (proc / process).mkdir(parents=True)
+        (proc / process / "cmdline").write_text(command)
+    (proc / "4").mkdir()
+    assert release.running(root, proc) == {"1-0-0", "1-1-0"}
+
+
+def test_a_manifest_of_before_there_were_bills_keeps_its_bytes() -> None:
+    manifest = Manifest(version="1", content="", python_versions=[], requirements="r", files={})
+    raw = manifest.to_json()
+    assert "sbom_sha256" not in json.loads(raw)
+    assert Manifest.from_json(raw).to_json() == raw
+    assert Manifest.from_json(raw.replace(b"{", b'{"sbom_sha256": "ab",', 1)).sbom_sha256 == "ab"
+
+
 def test_nothing_is_removed_where_nothing_is_installed(tmp_path: Path) -> None:
     assert release.surplus(tmp_path / "absent", 1, []) == []
 
@@ -321,3 +390,23 @@ def test_a_lock_without_pip_is_refused(source: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ReleaseError, match="does not lock pip"):
         release_build.build(planned, tmp_path / "releases", tmp_path)
     assert not (tmp_path / "releases").exists()
+
+
+def test_a_host_says_what_its_slots_and_releases_are(tmp_path: Path) -> None:
+    for version, made_for in (("1.0.0", release.python_version()), ("1.1.0", "3.7")):
+        folder = tmp_path / "releases" / release.release_id(version)
+        folder.mkdir(parents=True)
+        manifest = release.Manifest(version, f"content of {version}", ["3.11"], "requirements.txt", {})
+        (folder / release.MANIFEST).write_bytes(manifest.to_json())
+        (folder / release.MARKER).write_text(json.dumps({"manifest_sha256": "", "python": made_for}))
+    (tmp_path / "releases" / "interrupted").mkdir()
+    (tmp_path / "blue").symlink_to("releases/1-0-0")
+    (tmp_path / "green").symlink_to("releases/1-1-0")
+    (tmp_path / "grey").symlink_to("releases/interrupted")
+    slots = release.filled_slots(tmp_path)
+    assert {colour: (slot["version"], slot["whole"]) for colour, slot in slots.items()} == {
+        "blue": ("1.0.0", True),
+        "green": ("1.1.0", False),
+    }
+    assert release.installed(tmp_path).keys() == {"1.0.0", "1.1.0"}
+    assert release.filled_slots(tmp_path / "new") == {}

@@ -74,14 +74,14 @@ def test_no_acknowledged_write_was_lost_when_the_master_died() -> None:
     seen = ledger("kill-site_a")
     assert seen["acked"] > 100
     assert seen["lost"] == 0
-    # 2 s until it is held for down, 0.6 s for the switch; the rest is for a machine that does other things as well.
-    assert 2 < seen["longest_gap_s"] < 8
+    # Held for down 2 s after its last answer, up to 1 s before its end; the rest is for a busy machine.
+    assert 1 < seen["longest_gap_s"] < 8
 
 
 @site
 def test_the_planned_switch_failed_no_write(site: str) -> None:
     seen = ledger(f"handover-{site}")
-    assert seen["acked"] > 100
+    assert seen["acked"] > 30
     assert (seen["lost"], seen["failed"]) == (0, 0)
     assert seen["retried"] > 0, "the client was not moved: it did not write while the master changed"
     assert seen["longest_gap_s"] < 10

@@ -5,6 +5,7 @@ pst-lb state             what this balancer is, as JSON
 pst-lb release REASON    give the virtual address away (REASON: maintenance or haproxy) and keep it away
 pst-lb restore REASON    take part in the election again
 pst-lb save              write HAProxy's live state to the files that it reads when it starts
+pst-lb preview COLOUR NAME   ask this balancer for /version of a slot that need not be live, as a client of NAME would
 
 An address that moves breaks the connections that it leaves. `release` therefore lets every client go first: HAProxy
 closes each connection with the answer to its next request; then new connections are held back (their first packet is
@@ -14,9 +15,11 @@ dropped, the client's kernel sends it again) for the milliseconds in which the l
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -31,6 +34,7 @@ ADMIN_SOCKET = "/run/haproxy/admin.sock"
 HEALTH_SOCKET = "/run/haproxy/health.sock"
 ACTIVE_MAP = Path("/etc/haproxy/maps/active.map")
 HANDOVER_MAP = "/etc/haproxy/maps/handover.map"
+AUTHORITY = "/etc/pst/pki/ca.crt"
 SERVER_STATE = Path("/var/lib/haproxy/server-state")
 REASONS = ("maintenance", "haproxy")
 POLL_SECONDS = 0.005
@@ -236,6 +240,25 @@ def save() -> dict[str, object]:
     return {"saved": True}
 
 
+def preview(colour: str, name: str) -> dict[str, object]:
+    """Ask through this host's own HAProxy, TLS verified: the balancer without the virtual address can be asked too."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(AUTHORITY)
+    with (
+        socket.create_connection(("127.0.0.1", 443), timeout=10) as connection,
+        context.wrap_socket(connection, server_hostname=name) as secured,
+    ):
+        head = f"GET /version HTTP/1.1\r\nHost: {name}\r\nX-Pst-Preview: {colour}\r\nConnection: close\r\n\r\n"
+        secured.sendall(head.encode())
+        answer = http.client.HTTPResponse(secured)
+        answer.begin()
+        body = answer.read().decode(errors="replace")
+    if answer.status != 200:
+        raise PstLbError(f"/version of slot {colour}: HAProxy answered {answer.status} {body[:200]!r}; wanted: 200")
+    version: dict[str, object] = json.loads(body)
+    return version
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -243,6 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
         verbs.add_parser(verb)
     for verb in ("release", "restore"):
         verbs.add_parser(verb).add_argument("reason", choices=REASONS)
+    previewed = verbs.add_parser("preview")
+    previewed.add_argument("colour", choices=("blue", "green"))
+    previewed.add_argument("name")
     options = parser.parse_args(arguments)
     try:
         match options.verb:
@@ -250,12 +276,14 @@ def main(arguments: list[str] | None = None) -> int:
                 result = state(Settings.read())
             case "save":
                 result = save()
+            case "preview":
+                result = preview(options.colour, options.name)
             case "release":
                 result = release(Settings.read(), options.reason)
             case _:
                 forbid(options.reason, False)
                 result = {"restored": options.reason}
-    except (OSError, PstLbError) as error:
+    except (OSError, ValueError, http.client.HTTPException, PstLbError) as error:
         sys.stderr.write(f"pst-lb {options.verb}: {error}\n")
         return 1
     sys.stdout.write(json.dumps(result) + "\n")

@@ -259,20 +259,37 @@ class State:
         return self._answer({"strategy_positions": [], "contract_positions": []})
 
 
-def agent(flag: Path, state: State | None = None) -> Agent:
+class Posts:
+    """The probe's ledger; `error` is raised instead."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.keys = error, list[str]()
+
+    async def add(self, key: str) -> None:
+        if self.error:
+            raise self.error
+        self.keys.append(key)
+
+    async def count(self, run: str) -> Any:
+        return {"posts": len(self.keys), "distinct": len(set(self.keys)), "duplicates": [], "asked": run}
+
+
+def agent(flag: Path, state: State | None = None, ledger: Posts | None = None) -> Agent:
     async def probe() -> None: ...
 
     judged = Readiness({"mongodb": probe, "redis": probe}, interval_s=0.5, timeout_s=1, grace_s=10)
     asyncio.run(judged.check())
     return Agent(
         instance=agent_config.Instance(site="lab", host="app1", colour="blue"),
-        release=Release("1.2.3", "abc"),
+        release=Release("1.2.3", "abc", "c0ffee"),
         agent=Release("0.0.0+1", "def"),
         config_sha256="f" * 64,
+        settings_hash="5" * 32,
         token=TOKEN,
         traffic=Traffic(flag, 2),
         readiness=judged,
         state=state or State(),  # type: ignore[arg-type]
+        ledger=ledger or Posts(),  # type: ignore[arg-type]
         dashboard=None,
     )
 
@@ -286,6 +303,25 @@ def exchange(made: Agent, *requests: tuple[str, str], token: str | None = TOKEN)
             return [await client.request(method, path) for method, path in requests]
 
     return asyncio.run(scenario())
+
+
+def test_hosts_with_the_same_settings_have_the_same_hash_and_others_not(tmp_path: Path) -> None:
+    def hash_of(name: str, host: str, limit: str, token: str = TOKEN) -> str:
+        private = tmp_path / name
+        private.mkdir()
+        (private / "private_config.yaml").write_text(f"max_price_spike: {limit}\n")
+        trading = {**SETTINGS["trading"], "private": str(private)}
+        path = written(private, {**SETTINGS, "instance": {**SETTINGS["instance"], "host": host}, "trading": trading})
+        config, _ = agent_config.load(path)
+        document = json.loads(path.read_text())
+        document["trading"]["private"] = "/etc/pst/blue"  # the same on every host; here each has a folder of its own
+        path.write_text(json.dumps(document))
+        return agent_config.settings_hash(path, config, token)
+
+    first = hash_of("a", "app1", "8.0")
+    assert hash_of("b", "app2", "8.0") == first
+    assert hash_of("c", "app2", "9.0") != first
+    assert hash_of("d", "app1", "8.0", "another token") != first
 
 
 def test_ready_says_why_not(flag: Path) -> None:
@@ -316,7 +352,9 @@ def test_the_version_is_the_releases_and_the_agents(flag: Path) -> None:
         "release": "1.2.3",
         "revision": "abc",
         "agent": "0.0.0+1",
+        "content": "c0ffee",
         "config_sha256": "f" * 64,
+        "settings_hash": "5" * 32,
         "site": "lab",
         "host": "app1",
         "colour": "blue",
@@ -324,7 +362,7 @@ def test_the_version_is_the_releases_and_the_agents(flag: Path) -> None:
     assert behind_token.headers["X-PST-Instance"] == "app1/blue"
 
 
-API = ("status", "processes", "orders", "positions", "lease", "version", "unknown", "")
+API = ("status", "processes", "orders", "positions", "lease", "version", "probe", f"probe/{12 * 'a'}", "unknown", "")
 
 
 @pytest.mark.parametrize("name", API)
@@ -380,6 +418,67 @@ def test_a_source_that_does_not_answer_is_a_503(flag: Path, error: Exception, sa
     [got] = exchange(agent(flag, State(error)), ("GET", "/api/v1/positions"))
     assert got.status_code == 503
     assert got.json() == {"error": said}
+
+
+def post(made: Agent, content: bytes, **headers: str) -> httpx.Response:
+    async def scenario() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=made), base_url="https://app") as client:
+            return await client.post(
+                "/api/v1/probe", content=content, headers={"Authorization": f"Bearer {TOKEN}"} | headers
+            )
+
+    return asyncio.run(scenario())
+
+
+RUN_ID = "0123456789ab"
+
+
+def test_a_post_is_taken_while_draining_and_counted_by_run(flag: Path) -> None:
+    ledger = Posts()
+    made = agent(flag, ledger=ledger)
+    flag.touch()
+    got = post(made, b'{"key": "%s-17"}' % RUN_ID.encode())
+    assert (got.status_code, got.json()) == (201, {"key": f"{RUN_ID}-17"})
+    assert ledger.keys == [f"{RUN_ID}-17"]
+    [counted] = exchange(made, ("GET", f"/api/v1/probe/{RUN_ID}"))
+    assert counted.json() == {"posts": 1, "distinct": 1, "duplicates": [], "asked": RUN_ID}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"", 400, "the body is not JSON"),
+        (b"\xff", 400, "the body is not JSON"),
+        (b"[]", 400, 'wanted: {"key": "<run>-<number>"}'),
+        (b'{"key": "0123456789ab-1", "more": 1}', 400, 'wanted: {"key": "<run>-<number>"}'),
+        (b'{"key": 1}', 400, "key is 1, wanted: ([0-9a-f]{12})-[0-9]{1,9}"),
+        (b'{"key": "0123456789ab-1234567890"}', 400, "key is '0123456789ab-1234567890', wanted: "),
+        (b'{"key": "0123456789ab-1\\n"}', 400, "wanted: ([0-9a-f]{12})"),
+        (b'{"key": "0123456789AB-1"}', 400, "wanted: ([0-9a-f]{12})"),
+        (b'{"key": "0123456789ab-1"}' + 1000 * b" ", 413, "the body is too large, wanted: 1024 bytes"),
+    ],
+)
+def test_a_post_that_is_none_is_refused(flag: Path, body: bytes, status: int, said: str) -> None:
+    ledger = Posts()
+    got = post(agent(flag, ledger=ledger), body)
+    assert got.status_code == status
+    assert said in got.json()["error"]
+    assert ledger.keys == []
+
+
+def test_a_post_that_the_majority_did_not_take_is_a_503(flag: Path) -> None:
+    got = post(agent(flag, ledger=Posts(MongoError("away"))), b'{"key": "0123456789ab-1"}')
+    assert got.status_code == 503
+
+
+def test_posts_have_their_method_and_their_runs(flag: Path) -> None:
+    made = agent(flag)
+    got, put, unknown = exchange(
+        made, ("GET", "/api/v1/probe"), ("POST", f"/api/v1/probe/{RUN_ID}"), ("GET", "/api/v1/probe/x")
+    )
+    assert (got.status_code, got.headers["Allow"]) == (405, "POST")
+    assert (put.status_code, put.headers["Allow"]) == (405, "GET, HEAD")
+    assert (unknown.status_code, unknown.json()) == (400, {"error": "the run is 'x', wanted: [0-9a-f]{12}"})
 
 
 def test_a_slot_without_a_dashboard_says_so(flag: Path) -> None:

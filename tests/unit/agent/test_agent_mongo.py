@@ -273,3 +273,75 @@ def test_an_answer_to_another_message_is_refused(tls: Path) -> None:
             await client(tls, member).count("d", "c", {})
 
     run(tls, scenario, member)
+
+
+DEMOTED = {"ok": 0, "codeName": "NotWritablePrimary", "errmsg": "not primary", "errorLabels": ["RetryableWriteError"]}
+
+
+def test_an_insert_is_sent_again_as_the_same_write_through_an_election(tls: Path) -> None:
+    """The primary steps down under it, for a while there is none, then another one is: the number stays the same."""
+    old, new = Member(), Member(isWritablePrimary=False)
+
+    def steps_down(_: Document) -> Document:
+        old.hello["isWritablePrimary"] = False
+        asyncio.get_running_loop().call_later(0.3, new.hello.update, {"isWritablePrimary": True})
+        return DEMOTED
+
+    old.answer = steps_down
+
+    async def scenario() -> None:
+        asked = client(tls, old, new)
+        await asked.insert("d", "c", [{"key": "a"}, {"key": "b"}])
+        await asked.insert("d", "c", [{"key": "e"}])
+        asked.close()
+
+    run(tls, scenario, old, new)
+    [first] = old.commands
+    again, second = new.commands
+    assert again == first
+    assert first["documents"] == [{"key": "a"}, {"key": "b"}]
+    assert first["writeConcern"]["w"] == "majority"
+    assert second["lsid"] == first["lsid"]
+    assert second["txnNumber"] == first["txnNumber"] + 1
+
+
+def test_an_insert_whose_connection_is_lost_is_sent_again_as_the_same_write(tls: Path) -> None:
+    lost = iter([True, True, False])
+
+    def answer(_: Document) -> Document:
+        if next(lost):
+            raise EOFError
+        return {"ok": 1, "n": 1}
+
+    member = Member(answer)
+
+    async def scenario() -> None:
+        asked = client(tls, member)
+        await asked.insert("d", "c", [{"key": "a"}])
+        asked.close()
+
+    run(tls, scenario, member)
+    assert [command["txnNumber"] for command in member.commands] == 3 * [member.commands[0]["txnNumber"]]
+
+
+@pytest.mark.parametrize("answer", [{"ok": 0, "errmsg": "no"}, {"ok": 1, "writeErrors": [{"errmsg": "no"}]}])
+def test_an_insert_that_is_refused_is_not_sent_again(tls: Path, answer: Document) -> None:
+    member = Member(lambda _: answer)
+
+    async def scenario() -> None:
+        with pytest.raises(MongoError, match=r"insert: +no"):
+            await client(tls, member).insert("d", "c", [{"key": "a"}])
+
+    run(tls, scenario, member)
+    assert len(member.commands) == 1
+
+
+def test_an_insert_gives_up_when_there_is_no_primary(tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo, "COMMAND_TIMEOUT_S", 0.4)
+    secondary = Member(isWritablePrimary=False)
+
+    async def scenario() -> None:
+        with pytest.raises(TimeoutError):
+            await client(tls, secondary).insert("d", "c", [{"key": "a"}])
+
+    run(tls, scenario, secondary)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pst_agent import logs
-from pst_agent.config import ConfigError, effective, load, load_secrets
+from pst_agent.config import ConfigError, effective, load, load_secrets, settings_hash
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
             print(effective(config))  # noqa: T201
             return 0
         secrets = load_secrets()
+        shared = settings_hash(arguments.config, config, secrets.agent_token)
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 78  # EX_CONFIG: systemd does not restart on it
@@ -30,7 +31,7 @@ def main() -> int:
 
     from pst_agent.server import run  # noqa: PLC0415
 
-    asyncio.run(run(config, sha256, secrets))
+    asyncio.run(run(config, sha256, shared, secrets))
     return 0
 
 

@@ -6,6 +6,7 @@ Standard library only: a validation library costs the agent 8 MiB of the 32 that
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -207,3 +208,16 @@ def load_secrets(directory: str | None = None) -> Secrets:
     if empty := [name for name, value in found.items() if not value]:
         raise ConfigError(f"credential {', '.join(empty)}: empty, wanted: a secret")
     return Secrets(**found)
+
+
+def settings_hash(path: Path, config: Config, token: str) -> str:
+    """Return a hash of the settings that have to be the same on all hosts of a slot; one with two gets no traffic.
+
+    Keyed, because anybody may ask for it and the settings of pysystemtrade hold a password.
+    """
+    document = json.loads(path.read_bytes())
+    del document["instance"]["host"]
+    digest = hmac.new(token.encode(), json.dumps(document, sort_keys=True).encode(), hashlib.sha256)
+    for file in sorted(Path(config.trading.private).glob("*.yaml")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:32]

@@ -1,8 +1,9 @@
 """MongoDB, as much as the agent needs: one connection to the primary, one command at a time.
 
 The official driver would take 10 MiB of the 60 that agent and guard may have together on every node, and watch each
-member of the replica set all day. The agent asks some small questions that can be asked again: its own client is this
-page. Documents are encoded by `bson`, the driver's own package. Orders and leases are never written from here.
+member of the replica set all day. The agent asks some small questions that can be asked again, and makes inserts that
+the server knows again (`Mongo.insert`): its own client is this page. Documents are encoded by `bson`, the driver's own
+package. Orders and leases are never written from here.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import itertools
 import secrets
 import ssl
 import struct
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import bson
+from bson.binary import UUID_SUBTYPE, Binary
+from bson.int64 import Int64
 
 Document = dict[str, Any]
 
@@ -28,12 +32,17 @@ HEADER = struct.Struct("<iiii")  # length, request, answer to, kind
 LARGEST = 48 * 1000 * 1000  # bytes; the server's own limit of a message
 CONNECT_TIMEOUT_S = 0.7  # a member that hangs must leave time to ask the others
 COMMAND_TIMEOUT_S = 5.0
+RETRY_PAUSE_S = 0.1
 MAJORITY_READ = {"readConcern": {"level": "majority"}, "maxTimeMS": 2000}
 MAJORITY_WRITE = {"writeConcern": {"w": "majority", "wtimeout": 5000}, "maxTimeMS": 5000}
 
 
 class MongoError(Exception):
     """The server refused, or no server could be asked."""
+
+
+class RetryableError(MongoError):
+    """A change of the primary, or a connection that was lost: a write that the server knows again may be sent again."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ class Connection:
         problems = [answer] if answer.get("ok") != 1 else answer.get("writeErrors", [])
         problems += [answer["writeConcernError"]] if "writeConcernError" in answer else []
         if problems:
-            raise MongoError(f"{next(iter(body))}: {problems[0].get('codeName', '')} {problems[0].get('errmsg', '')}")
+            kind = RetryableError if "RetryableWriteError" in answer.get("errorLabels", []) else MongoError
+            raise kind(f"{next(iter(body))}: {problems[0].get('codeName', '')} {problems[0].get('errmsg', '')}")
         return answer
 
     async def log_in(self, login: Login) -> None:
@@ -109,6 +119,8 @@ class Mongo:
                        "os": {"type": "Linux"}}}  # fmt: skip
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
+        self._session = {"id": Binary(uuid.uuid4().bytes, UUID_SUBTYPE)}
+        self._writes, self._insert_lock = itertools.count(1), asyncio.Lock()
 
     async def find(self, database: str, collection: str, query: Document, limit: int, sort: Document) -> list[Document]:
         """Return the first documents, without their `_id`."""
@@ -129,6 +141,35 @@ class Mongo:
         updates = [{"q": {"_id": key}, "u": update, "upsert": True}]
         await self._command(database, {"update": collection, "updates": updates} | MAJORITY_WRITE)
 
+    async def insert(self, database: str, collection: str, documents: Sequence[Document]) -> None:
+        """Acknowledged by the majority, and carried out once, however often it had to be sent.
+
+        It is what the drivers call a retryable write: session and number go with it, every primary keeps those that it
+        has carried out and hands them on with its data, and so a write that is sent again is answered, not repeated.
+        """
+        async with self._insert_lock:  # in one session the numbers have to come in their order
+            numbered = {"lsid": self._session, "txnNumber": Int64(next(self._writes))}
+            await self._retried(
+                database, {"insert": collection, "documents": list(documents)} | numbered | MAJORITY_WRITE
+            )
+
+    async def create_indexes(self, database: str, collection: str, indexes: Sequence[Document]) -> None:
+        """Make those that are not there yet."""
+        await self._retried(database, {"createIndexes": collection, "indexes": list(indexes)} | MAJORITY_WRITE)
+
+    async def _retried(self, database: str, body: Document) -> None:
+        """Send it until it is answered, through an election; at most COMMAND_TIMEOUT_S."""
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            while True:
+                try:
+                    await self._command(database, body)
+                except (RetryableError, OSError) as error:
+                    if isinstance(error, TimeoutError):
+                        raise
+                else:
+                    return
+                await asyncio.sleep(RETRY_PAUSE_S)
+
     async def _first_batch(self, database: str, body: Document) -> list[Document]:
         batch: list[Document] = (await self._command(database, body | MAJORITY_READ))["cursor"]["firstBatch"]
         return batch
@@ -144,7 +185,7 @@ class Mongo:
             try:
                 return await self._once(self._connection, database, body)
             except EOFError as error:
-                raise MongoError(f"{next(iter(body))}: the server closed the connection") from error
+                raise RetryableError(f"{next(iter(body))}: the server closed the connection") from error
 
     async def _once(self, connection: Connection, database: str, body: Document) -> Document:
         try:
@@ -164,7 +205,7 @@ class Mongo:
                 self._hosts.append(self._hosts.pop(0))
                 continue
             return connection
-        raise MongoError(f"no primary: {'; '.join(failures)}")
+        raise RetryableError(f"no primary: {'; '.join(failures)}")
 
     async def _connect(self, host: str) -> Connection:
         name, port = host.rsplit(":", 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from pst_agent.config import Config, Secrets, Tls
+from pst_agent.ledger import Ledger
 from pst_agent.mongo import Login, Mongo
 from pst_agent.proxy import Dashboard, Limits
 from pst_agent.readiness import Probe, Readiness
@@ -104,11 +105,14 @@ def dashboard_probe(dashboard: Dashboard, release: Release) -> Probe:
     return probe
 
 
-async def run(config: Config, config_sha256: str, secrets: Secrets) -> None:
+async def run(config: Config, config_sha256: str, settings_hash: str, secrets: Secrets) -> None:
     instance = f"{config.instance.host}/{config.instance.colour}"
     stores_tls = ssl.create_default_context(cafile=config.tls.ca)
     login = Login(config.mongodb.username, secrets.mongodb_password)
-    mongo = Mongo(config.mongodb.hosts, config.mongodb.replica_set, login, stores_tls, f"pst-agent/{instance}")
+    mongo, ledger_mongo = (
+        Mongo(config.mongodb.hosts, config.mongodb.replica_set, login, stores_tls, f"pst-{name}/{instance}")
+        for name in ("agent", "probe")
+    )
     redis = RedisProbe(config, secrets, stores_tls)
     release = Release.find(Path(config.release.path, "manifest.json"))
     dashboard = None
@@ -134,10 +138,12 @@ async def run(config: Config, config_sha256: str, secrets: Secrets) -> None:
         release=release,
         agent=Release.find(Path(__file__).parents[2] / "manifest.json"),
         config_sha256=config_sha256,
+        settings_hash=settings_hash,
         token=secrets.agent_token,
         traffic=traffic,
         readiness=readiness,
         state=State(mongo, config.mongodb.database, config.trading, Path(config.release.path, "venv/bin/python")),
+        ledger=Ledger(ledger_mongo, config.mongodb.database, config.instance),
         dashboard=dashboard,
     )
     context = tls_context(config.tls)
@@ -191,4 +197,5 @@ async def run(config: Config, config_sha256: str, secrets: Secrets) -> None:
     finally:
         checks.cancel()
         mongo.close()
+        ledger_mongo.close()
         redis.close()

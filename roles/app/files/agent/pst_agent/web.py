@@ -11,11 +11,13 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pst_agent import metrics
 from pst_agent.config import Instance
+from pst_agent.ledger import KEY, RUN, Ledger
 from pst_agent.mongo import MongoError
 from pst_agent.proxy import Dashboard, Message, ProxyError, Receive, Send, TooLargeError
 from pst_agent.readiness import Readiness
@@ -25,6 +27,8 @@ from pst_agent.traffic import Traffic
 log = logging.getLogger(__name__)
 PROBES = frozenset({"/health", "/ready", "/metrics", "/version"})
 API = "/api/v1/"
+READ = ("GET", "HEAD")
+POST_LIMIT = 1024
 METRICS_TIMEOUT_S = 3
 DATABASE_ERRORS = (MongoError, OSError)  # a time-out is an OSError
 JSON = (b"content-type", b"application/json")
@@ -58,13 +62,14 @@ class Release:
 
     version: str = "unreleased"
     revision: str = ""
+    content: str = ""
 
     @classmethod
     def find(cls, manifest: Path) -> Release:
         if not manifest.exists():
             return cls()
         document = json.loads(manifest.read_bytes())
-        return cls(document["version"], document["revision"])
+        return cls(document["version"], document["revision"], document["content"])
 
 
 @dataclass
@@ -75,10 +80,12 @@ class Agent:
     release: Release
     agent: Release
     config_sha256: str
+    settings_hash: str
     token: str
     traffic: Traffic
     readiness: Readiness
     state: State
+    ledger: Ledger
     dashboard: Dashboard | None
 
     def __post_init__(self) -> None:
@@ -132,6 +139,10 @@ class Agent:
             if not self._authorised(scope):
                 wanted = refused(401, "wanted: Authorization: Bearer <token>", (b"www-authenticate", b"Bearer"))
                 await deliver(wanted, send)
+            elif path == f"{API}probe":
+                await self._own(partial(self.add_post, receive), scope, send, ("POST",))
+            elif path.startswith(f"{API}probe/"):
+                await self._own(partial(self.posts, path.removeprefix(f"{API}probe/")), scope, send)
             elif route := self._api.get(path.removeprefix(API)):
                 await self._own(route, scope, send)
             else:
@@ -151,9 +162,9 @@ class Agent:
         given = dict(scope["headers"]).get(b"authorization", b"")
         return hmac.compare_digest(given, b"Bearer " + self.token.encode())
 
-    async def _own(self, route: Route, scope: Message, send: Send) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
-            made = refused(405, f"{scope['method']}: wanted: GET", (b"allow", b"GET, HEAD"))
+    async def _own(self, route: Route, scope: Message, send: Send, methods: Sequence[str] = READ) -> None:
+        if scope["method"] not in methods:
+            made = refused(405, f"{scope['method']}: wanted: {methods[0]}", (b"allow", ", ".join(methods).encode()))
         else:
             try:
                 made = await route()
@@ -185,7 +196,9 @@ class Agent:
             "release": self.release.version,
             "revision": self.release.revision,
             "agent": self.agent.version,
+            "content": self.release.content,
             "config_sha256": self.config_sha256,
+            "settings_hash": self.settings_hash,
             "site": self.instance.site,
             "host": self.instance.host,
             "colour": self.instance.colour,
@@ -274,6 +287,42 @@ class Agent:
 
     async def lease(self) -> Answer:
         return answer({"leases": await self.state.leases(), "here": self.state.local_grants()})
+
+    # The probe of a planned operation (roles/evidence) --------------------------------------------------------------
+
+    async def add_post(self, receive: Receive) -> Answer:
+        """201 when the majority of MongoDB has it, not before. A drain does not refuse it: what was sent is served."""
+        body = await read_body(receive, POST_LIMIT)
+        if body is None:
+            return refused(413, f"the body is too large, wanted: {POST_LIMIT} bytes", (b"connection", b"close"))
+        try:
+            content = json.loads(body)
+        except ValueError:
+            return refused(400, "the body is not JSON")
+        if not isinstance(content, dict) or content.keys() != {"key"}:
+            return refused(400, 'wanted: {"key": "<run>-<number>"}')
+        key = content["key"]
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            return refused(400, f"key is {key!r}, wanted: {KEY.pattern}")
+        await self.ledger.add(key)
+        return answer({"key": key}, 201)
+
+    async def posts(self, run: str) -> Answer:
+        if not RUN.fullmatch(run):
+            return refused(400, f"the run is {run[:100]!r}, wanted: {RUN.pattern}")
+        return answer(await self.ledger.count(run))
+
+
+async def read_body(receive: Receive, limit: int) -> bytes | None:
+    """Return a request's body; None where it is larger than `limit` bytes."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        more = message.get("more_body", False)
+    return body
 
 
 async def deliver(made: Answer, send: Send) -> None:

@@ -11,6 +11,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.pst.platform.plugins.module_utils.release import ReleaseError, read_manifest, release_id
+from ansible_collections.pst.platform.plugins.module_utils.release_store import artefacts, version_of
 
 MODULE = "pst.platform.release_install"
 
@@ -24,14 +25,19 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         args = dict(self._task.args)
-        unknown = sorted(set(args) - {"artefact", "root", "keep"})
+        unknown = sorted(set(args) - {"artefact", "root", "keep", "slot"})
         if unknown or not args.get("artefact"):
-            raise AnsibleActionFail(f"unknown options: {unknown}; wanted: artefact, and root and keep where needed")
+            raise AnsibleActionFail(
+                f"unknown options: {unknown}; wanted: artefact, and root, keep and slot where needed"
+            )
         artefact = Path(args.pop("artefact"))
         if self._task.check_mode and not artefact.exists():
             root, version = args.get("root", "/srv/pst"), artefact.name.removesuffix(".tar.gz")
             path = f"{root}/releases/{release_id(version)}"
             return {"changed": True, "version": version, "path": path, "removed": [], "msg": "would be built first"}
+        if not artefact.exists():
+            stored = ", ".join(map(version_of, artefacts(artefact.parent))) or "none"
+            raise AnsibleActionFail(f"{artefact} does not exist; versions in that folder: {stored}")
         try:
             manifest, manifest_sha256 = read_manifest(artefact)
         except ReleaseError as error:

@@ -16,7 +16,7 @@ from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible.utils.vars import load_extra_vars
 
-from ansible_collections.pst.platform.plugins.module_utils import gateway, trading
+from ansible_collections.pst.platform.plugins.module_utils import gateway, maintenance, trading
 from ansible_collections.pst.platform.plugins.module_utils import inventory_check as rules
 
 try:  # Ansible tags each value with the file and line that it came from. Only the messages use it.
@@ -49,7 +49,8 @@ class ActionModule(ActionBase):
             for name in hostvars
             if name != "localhost"
         ]
-        problems = rules.check(hosts, contract, option_errors, (trading.check_sites, gateway.check_sites))
+        role_rules = (trading.check_sites, gateway.check_sites, maintenance.check_sites)
+        problems = rules.check(hosts, contract, option_errors, role_rules)
         for problem in problems:
             self._display.display(f"- {problem}", color="red")
         if problems:

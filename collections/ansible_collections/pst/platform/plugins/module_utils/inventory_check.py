@@ -51,7 +51,7 @@ Option = Mapping[str, Any]
 Options = Mapping[str, Option]
 # Returns what is wrong with the value of one option, in words that hold no secret.
 OptionValidator = Callable[[str, Option, Any], list[str]]
-# The rules of a role's own, over all sites.
+# The rules of a role's own, or of another part, over all sites.
 RoleRules = Callable[[Sequence["Site"], "Contract"], Iterator["Problem"]]
 
 
@@ -269,7 +269,8 @@ def check_site_keys(site: Site) -> Iterator[Problem]:
         yield site.problem(
             "site_hosts", f"a list that differs in {', '.join(sorted(lost))}", "{{ groups[site_group] }}"
         )
-    for key in ("site_name", "site_domain", "site_vip", "site_network", "site_time_zone"):
+    maintenance = ("site_maintenance_windows", "site_maintenance_calendars", "site_maintenance_respect_processes")
+    for key in ("site_name", "site_domain", "site_vip", "site_network", "site_time_zone", *maintenance):
         values = {str(host.get(key)) for host in site.hosts}
         if len(values) > 1:
             yield site.problem(key, " and ".join(sorted(values)), "one value for the whole site")

@@ -24,6 +24,7 @@ from typing import IO, Any
 MANIFEST = "manifest.json"
 MARKER = "installed.json"
 SOURCE, WHEELS, VENV = "source", "wheels", "venv"
+PREVIOUS = "previous"
 BLOCK = 1 << 20
 
 
@@ -48,9 +49,13 @@ class Manifest:
     revision: str = ""
     built_by: str = ""
     built_at: str = ""
+    sbom_sha256: str = ""
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        fields = asdict(self)
+        if not self.sbom_sha256:  # a manifest of before there was one keeps its bytes, and so its sha256
+            del fields["sbom_sha256"]
+        return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, raw: bytes) -> Manifest:
@@ -204,13 +209,68 @@ def _run(command: Sequence[str]) -> None:
         raise ReleaseError([f"{' '.join(command)}: exit {result.returncode}: {output}"])
 
 
+def outgoing(root: Path, slot: str, identity: str) -> str:
+    """Return the id of the release that `identity` is about to replace in a slot; "" where there is none to note."""
+    held, noted = _linked(root / slot), _linked(root / PREVIOUS / slot)
+    return "" if held in (identity, noted) else held
+
+
+def _linked(link: Path) -> str:
+    return link.resolve().name if link.is_symlink() and link.exists() else ""
+
+
+def note_previous(root: Path, slot: str, identity: str) -> None:
+    """Keep the way back: `previous/<slot>` links to what the slot held before, so it is not cleared away."""
+    (root / PREVIOUS).mkdir(exist_ok=True)
+    staged = root / PREVIOUS / f".{slot}.new"
+    staged.unlink(missing_ok=True)
+    staged.symlink_to(f"../releases/{identity}")
+    staged.rename(root / PREVIOUS / slot)
+
+
+def running(root: Path, proc: Path = Path("/proc")) -> set[str]:
+    """Return the ids of the releases that a process was started from: it may import from its release at any time."""
+    roots = b"|".join(re.escape(os.fsencode(path)) for path in {root, root.resolve()})
+    started_from = re.compile(rb"(?:%s)/releases/([^/\0]+)/" % roots)
+    found: set[str] = set()
+    for command in proc.glob("[0-9]*/cmdline"):
+        try:
+            found.update(os.fsdecode(name) for name in started_from.findall(command.read_bytes()))
+        except OSError:  # the process is gone
+            continue
+    return found
+
+
 def surplus(root: Path, keep: int, spare: Iterable[str]) -> list[Path]:
-    """Return the releases to remove: neither among the `keep` newest, nor in a slot, nor named in `spare`."""
+    """Return the releases to remove: neither among the `keep` newest, nor in a slot or before in it, nor in `spare`."""
+    root = root.resolve()  # where it is a link itself, the slots would point elsewhere than to what is listed here
     releases = [path for path in (root / "releases").glob("*") if path.is_dir()]
-    used = {slot.resolve() for slot in root.glob("*") if slot.is_symlink()}
+    links = [*root.glob("*"), *(root / PREVIOUS).glob("*")]
+    used = {link.resolve() for link in links if link.is_symlink()}
     used |= {root / "releases" / name for name in spare}
     by_age = sorted(releases, key=_installed_at, reverse=True)
     return [path for path in by_age[keep:] if path not in used]
+
+
+def installed(root: Path) -> dict[str, dict[str, Any]]:
+    """The complete releases of this host by version. One that is not `whole` was made for another Python."""
+    found = {}
+    for marker in sorted((root / "releases").glob(f"*/{MARKER}"), key=lambda path: path.stat().st_mtime):
+        manifest = Manifest.from_json((marker.parent / MANIFEST).read_bytes())
+        found[manifest.version] = {
+            "version": manifest.version,
+            "content": manifest.content,
+            "path": str(marker.parent),
+            "whole": json.loads(marker.read_bytes())["python"] == python_version(),
+        }
+    return found
+
+
+def filled_slots(root: Path) -> dict[str, dict[str, Any]]:
+    """What the slots hold, by colour: the release that each link names."""
+    by_path = {Path(release["path"]).resolve(): release for release in installed(root).values()}
+    slots = {path.name: path.resolve() for path in sorted(root.glob("*")) if path.is_symlink()}
+    return {colour: by_path[path] for colour, path in slots.items() if path in by_path}
 
 
 def _installed_at(release: Path) -> float:

@@ -1,6 +1,9 @@
 # Copyright: the pst platform team
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Build a release artefact on the control node: source tree, wheels by lock, manifest. Same content, no build."""
+"""Build a release artefact on the control node: source tree, wheels by lock, manifest. Same content, no build.
+
+Beside it is its bill of materials, whose sha256 the manifest has.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from ansible_collections.pst.platform.plugins.module_utils.release import (
     MANIFEST,
@@ -36,6 +40,8 @@ from ansible_collections.pst.platform.plugins.module_utils.release import (
     release_id,
     sha256,
 )
+from ansible_collections.pst.platform.plugins.module_utils.release_sbom import Target, Wheel, document
+from ansible_collections.pst.platform.plugins.module_utils.release_store import ARTEFACT, sbom_of, write
 
 GLIBC = 36
 """Debian 12's glibc is 2.36: a wheel for any manylinux up to that runs on every supported host."""
@@ -58,6 +64,7 @@ class Recipe:
     python_versions: Sequence[str]
     architecture: str
     exclude: Sequence[str]
+    name: str = "pysystemtrade"
 
     @property
     def lock(self) -> Path:
@@ -83,7 +90,14 @@ class Plan:
         return self.recipe.version or f"0.0.0+{self.content[:12]}"
 
     def artefact(self, directory: Path) -> Path:
-        return directory / f"{self.version}.tar.gz"
+        return directory / f"{self.version}{ARTEFACT}"
+
+    def targets(self) -> list[Target]:
+        """Return what the lock has for each Python of the hosts."""
+        lock, machine = self.recipe.lock.read_text(), self.recipe.architecture
+        return [
+            Target(environment(python, machine), pins(lock, python, machine)) for python in self.recipe.python_versions
+        ]
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -131,7 +145,10 @@ def is_built(planned: Plan, directory: Path) -> bool:
 
 
 def build(planned: Plan, directory: Path, cache: Path) -> Path:
-    """Write the artefact, whole or not at all. The same content and SOURCE_DATE_EPOCH give the same bytes."""
+    """Write the artefact, whole or not at all, after its bill of materials.
+
+    The same content and SOURCE_DATE_EPOCH give the same bytes.
+    """
     recipe = planned.recipe
     lock = recipe.lock.read_text()
     wheels = {
@@ -152,8 +169,10 @@ def build(planned: Plan, directory: Path, cache: Path) -> Path:
         built_by=f"{getpass.getuser()}@{platform.node()}",
         built_at=_build_time().isoformat(timespec="seconds"),
     )
-    directory.mkdir(parents=True, exist_ok=True)
     artefact = planned.artefact(directory)
+    bill = bill_of_materials(planned, manifest, ((path.name, path.read_bytes()) for path in wheels.values()))
+    manifest = replace(manifest, sbom_sha256=hashlib.sha256(bill).hexdigest())
+    write(sbom_of(artefact), bill)
     with tempfile.NamedTemporaryFile(dir=directory, prefix=f".{release_id(planned.version)}.", delete=False) as staged:
         try:
             with (
@@ -169,6 +188,37 @@ def build(planned: Plan, directory: Path, cache: Path) -> Path:
             os.unlink(staged.name)
             raise
     return artefact
+
+
+def bill_of_materials(planned: Plan, manifest: Manifest, wheels: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return the bill of a release, from its wheels (name of the file, bytes)."""
+    # One after the other, by name: a wheel of a few has 100 MB.
+    read = sorted((Wheel.read(name, io.BytesIO(data)) for name, data in wheels), key=lambda wheel: wheel.file)
+    return document(manifest, planned.recipe.name, read, planned.targets())
+
+
+def has_bill(artefact: Path) -> bool:
+    """Whether the bill of materials is beside the artefact, and the one that its manifest names."""
+    bill, named = sbom_of(artefact), read_manifest(artefact)[0].sbom_sha256
+    return bill.exists() and named in ("", _digest(bill))
+
+
+def restore_bill(planned: Plan, artefact: Path) -> bool:
+    """Write the bill of an artefact that has none, from the artefact; False where it would not be the one it had."""
+    manifest, _ = read_manifest(artefact)
+    with tarfile.open(artefact) as archive:
+        members = (member for member in archive if member.name.startswith(f"{WHEELS}/"))
+        wheels = ((Path(member.name).name, _read(archive, member)) for member in members)
+        bill = bill_of_materials(planned, manifest, wheels)
+    if manifest.sbom_sha256 not in ("", hashlib.sha256(bill).hexdigest()):
+        return False
+    write(sbom_of(artefact), bill)
+    return True
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    return stream.read() if stream else b""
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -213,12 +263,9 @@ def revision(source: Path) -> str:
         return ""
 
 
-def locked(lock: str, python_version: str, architecture: str) -> list[str]:
-    """Return the lock's lines that hold for a target, without markers.
-
-    pip evaluates markers for the interpreter that runs it, even with --python-version: so they are evaluated here.
-    """
-    environment = {
+def environment(python_version: str, architecture: str) -> dict[str, str]:
+    """Return what markers are judged by on a host."""
+    return {
         "implementation_name": "cpython",
         "implementation_version": f"{python_version}.0",
         "os_name": "posix",
@@ -229,6 +276,20 @@ def locked(lock: str, python_version: str, architecture: str) -> list[str]:
         "python_version": python_version,
         "sys_platform": "linux",
     }
+
+
+def pins(lock: str, python_version: str, architecture: str) -> Mapping[str, str]:
+    """Return what a lock has for a target: canonical name to version."""
+    named = (line.split()[0].partition("==") for line in locked(lock, python_version, architecture))
+    return {canonicalize_name(name): version for name, _, version in named}
+
+
+def locked(lock: str, python_version: str, architecture: str) -> list[str]:
+    """Return the lock's lines that hold for a target, without markers.
+
+    pip evaluates markers for the interpreter that runs it, even with --python-version: so they are evaluated here.
+    """
+    target = environment(python_version, architecture)
     chosen, problems = [], []
     for line in re.sub(r"\\\n", " ", re.sub(r"(?m)(^|\s)#.*$", "", lock)).splitlines():
         text, *hashes = re.split(r"\s--hash=", line.strip())
@@ -241,7 +302,7 @@ def locked(lock: str, python_version: str, architecture: str) -> list[str]:
             continue
         if not hashes or not str(requirement.specifier).startswith("=="):
             problems.append(f"requirements: {text!r} is not locked, wanted: name==version --hash=sha256:…")
-        elif requirement.marker is None or requirement.marker.evaluate(environment):
+        elif requirement.marker is None or requirement.marker.evaluate(target):
             pins = " ".join(f"--hash={value.strip()}" for value in hashes)
             chosen.append(f"{requirement.name}{requirement.specifier} {pins}")
     if problems:

@@ -13,7 +13,8 @@ description:
     virtual environment from the wheels inside. The host needs C(python3) and no network.
   - A release that was interrupted on the way does not count and is made again.
   - The artefact travels only where the release is missing.
-  - Removes old releases, but none that a slot (a symbolic link in O(root)) points to.
+  - Removes old releases, but none that a slot (a symbolic link in O(root)) points to, none that O(slot) held before
+    (C(<root>/previous/<slot>), for the way back), and none that a process was started from.
 version_added: 0.1.0
 author: The pst platform team
 options:
@@ -29,6 +30,10 @@ options:
     description: How many releases to keep, the newest first.
     type: int
     default: 3
+  slot:
+    description: The slot that will hold the release. What it holds until then is linked as C(<root>/previous/<slot>).
+    type: str
+    default: ""
   version:
     description: For the action plugin only.
     type: str
@@ -41,6 +46,7 @@ EXAMPLES = r"""
 - name: Install the release
   pst.platform.release_install:
     artefact: "{{ site_cache_dir }}/releases/1.0.0.tar.gz"
+    slot: blue
   register: __app_release
 """
 
@@ -64,7 +70,10 @@ from ansible_collections.pst.platform.plugins.module_utils.release import (
     ReleaseError,
     install,
     is_installed,
+    note_previous,
+    outgoing,
     release_id,
+    running,
     surplus,
 )
 
@@ -76,6 +85,7 @@ def main() -> None:
             "artefact": {"type": "path"},
             "root": {"type": "path", "default": "/srv/pst"},
             "keep": {"type": "int", "default": 3},
+            "slot": {"type": "str", "default": ""},
             "version": {"type": "str", "required": True},
             "manifest_sha256": {"type": "str", "required": True},
         },
@@ -85,19 +95,23 @@ def main() -> None:
     root, identity = Path(options["root"]), release_id(options["version"])
     result = {"version": options["version"], "path": str(root / "releases" / identity)}
     missing = not is_installed(root, options["version"], options["manifest_sha256"])
+    os.umask(0o022)
     if missing and not module.check_mode:
         if not options["artefact"]:
             module.exit_json(changed=False, artefact_wanted=True, removed=[], **result)
-        os.umask(0o022)
         try:
             install(Path(options["artefact"]), root)
         except ReleaseError as error:
             module.fail_json(msg="\n".join(error.problems))
-    removed = surplus(root, options["keep"], [identity])
+    replaced = outgoing(root, options["slot"], identity) if options["slot"] else ""
+    if replaced and not module.check_mode:
+        note_previous(root, options["slot"], replaced)
+    removed = surplus(root, options["keep"], {identity, replaced} | running(root))
     if not module.check_mode:
         for release in removed:
             shutil.rmtree(release)
-    module.exit_json(changed=missing or bool(removed), removed=[str(release) for release in removed], **result)
+    changed = missing or bool(replaced or removed)
+    module.exit_json(changed=changed, removed=[str(release) for release in removed], **result)
 
 
 if __name__ == "__main__":
