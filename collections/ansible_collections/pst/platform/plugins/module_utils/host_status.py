@@ -94,6 +94,7 @@ PORTS: Mapping[str, int] = {
     "ib_gateway": 4001,
     "prometheus": 9090,
     "node_exporter": 9100,
+    "backup": 8000,
 }
 
 
@@ -253,6 +254,14 @@ def probe_prometheus(context: Context) -> Answer:
     return Answer(f"{len(targets)} targets up")
 
 
+def probe_backup(context: Context) -> Answer:
+    """It lets the site's certificates in, and asks for a password."""
+    status, _ = get(context, context.port("backup"), "/")
+    if status != http.client.UNAUTHORIZED:
+        raise ProbeError(f"answers {status} to a client without a password; wanted 401")
+    return Answer("answers")
+
+
 SERVICES: Sequence[Service] = (
     Service(EVERY_HOST, "ssh", "ssh.service", "openssh-server"),
     Service(EVERY_HOST, "time", "chrony.service", "chrony"),
@@ -270,6 +279,7 @@ SERVICES: Sequence[Service] = (
     Service("ib_gateways", "gateway", "ib-gateway.service", probe=probe_gateway, optional=True),
     Service("ib_gateways", "gate", "pst-gate.service", optional=True, follows="ib-gateway.service"),
     Service("monitoring", "prometheus", "prometheus.service", "prometheus", probe_prometheus),
+    Service("backup", "repositories", "pst-backup-server.service", "rclone", probe_backup),
 )
 
 
