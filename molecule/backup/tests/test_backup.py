@@ -151,7 +151,7 @@ def test_the_state_of_the_control_node_is_encrypted_and_comes_back(keeper: Host,
         keeper.check_output("pst-backup fetch control --to latest")
         path = "/var/lib/pst-backup/fetched/control/var/lib/pst-control-state/state.tar.gz.vault"
         archive = keeper.file(path).content_string
-        kept = keeper.check_output("find /etc/pst/backup/secrets -type f -printf '%%f '")
+        kept = keeper.check_output("find /etc/pst/backup/secrets -type f -printf '%f '")
     assert archive.startswith("$ANSIBLE_VAULT;")
     secret = (STATE / "secrets" / "backup_control_password").read_text()
     assert "control_password" not in kept

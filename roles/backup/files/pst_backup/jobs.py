@@ -54,8 +54,8 @@ def full(
     folder = spool(name)
     try:
         with account.client(member) as client:
-            size = sum(client[database].command("dbStats")["dataSize"] for database in mongo.databases(client))
-            room(folder, int(size), "the dump")
+            about = before[-1].tag("bytes") if before else ""
+            room(folder, max(int(about or 0), mongo.size_on_disk(client)), "the dump")
             manifest = mongo.dump(client, folder, {"site": settings.site, "host": settings.host})
         had = int(before[-1].tag("documents") or 0) if before else 0
         if had and not manifest["documents"] and not allow_empty:
