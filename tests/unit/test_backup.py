@@ -378,6 +378,16 @@ def test_errors_are_in_plain_words(program: Path, said: str, meaning: str) -> No
         restic.Restic(REMOTE, str(program)).run("check")
 
 
+def test_errors_that_are_objects_are_read_as_well() -> None:
+    error = '{"message_type":"error","error":{"message":"permission denied"},"during":"archival","item":"/a"}'
+    closing = '{"message_type":"exit_error","code":3,"message":"Warning: at least one source file could not be read"}'
+    status = '{"message_type":"summary","files_new":1}'
+    assert restic.essence("\n".join([status, error, closing])) == [
+        "/a permission denied",
+        "Warning: at least one source file could not be read",
+    ]
+
+
 def test_a_lock_of_another_is_waited_for(program: Path) -> None:
     fail = program.with_name("restic.fail")
     fail.write_text("unable to create lock in backend: repository is already locked by PID 1")
@@ -453,7 +463,8 @@ def test_each_host_has_the_jobs_of_its_groups() -> None:
     assert names(["mongodb"]) == {"full-mongodb": "*-*-* 07:00:00", "oplog-mongodb": "*:0/5"}
     assert names(["app_nodes"]) == {"files-parquet": "*-*-* 07:20:00"}
     assert names(["backup", "monitoring"], server=True) == {
-        "files-control": "", "init": "", "prune": "*-*-* 08:20:00", "look": "*:0/5", "test-lab-mongodb": "*-*-* 09:30:00",
+        "files-control": "", "init": "", "look": "*:0/5",
+        "prune": "*-*-* 08:20:00", "test-lab-mongodb": "*-*-* 09:30:00",
     }  # fmt: skip
 
 

@@ -8,13 +8,6 @@ restore() {
     pst-backup restore mongodb --to latest > "/run/ledger/$1" 2>&1
     echo "status $?" >> "/run/ledger/$1"
 }
-# The server's interface, past restic: with this host's own certificate and password.
-ask() {
-    curl --silent --show-error --cacert /etc/pst/pki/ca.crt --cert /etc/pst/pki/node/node.crt --key /etc/pst/pki/node/node.key \
-        --user "backup-mongodb:$(cat /etc/pst/backup/secrets/backup-mongodb.password)" --output /dev/null \
-        --write-out 'http %{http_code}\n' "$@" "$server/$path"
-}
-server=https://keeper.backup.pst.test:8000
 case $1 in
 wrong-key)
     cp "$key" "$key.right"
@@ -27,17 +20,6 @@ full-disk)
     mount -t tmpfs -o size=1m,mode=0777 tmpfs /var/lib/pst-backup/restore
     restore full-disk
     umount /var/lib/pst-backup/restore
-    ;;
-delete)
-    path=backup-mongodb/snapshots/
-    id=$(curl --silent --cacert /etc/pst/pki/ca.crt --cert /etc/pst/pki/node/node.crt --key /etc/pst/pki/node/node.key \
-        --user "backup-mongodb:$(cat /etc/pst/backup/secrets/backup-mongodb.password)" "$server/$path" | tr -d '[]"' | cut -d, -f1)
-    path=backup-mongodb/snapshots/$id
-    { echo "id $id"; ask; ask --request DELETE; ask --request POST --data x; ask; } > /run/ledger/delete 2>&1
-    ;;
-other-repository)
-    path=backup-control/config
-    ask > /run/ledger/other-repository 2>&1
     ;;
 damaged)
     rm -rf /var/cache/pst-backup/*

@@ -71,8 +71,22 @@ def explain(text: str) -> str:
 
 def essence(text: str) -> list[str]:
     """The lines that say something: without traces of the stack and progress."""
-    noise = re.compile(r"^\s|^(github\.com|runtime|main|golang\.org)[./]|^(ReadFile|Read|Stat|Open)$|^\{")
-    return [line[:300] for line in text.splitlines() if line.strip() and not noise.match(line)]
+    noise = re.compile(r"^\s|^(github\.com|runtime|main|golang\.org)[./]|^(ReadFile|Read|Stat|Open)$")
+    lines = (told(line) for line in text.splitlines() if line.strip() and not noise.match(line))
+    return [line[:300] for line in lines if line]
+
+
+def told(line: str) -> str:
+    """A line of restic's; since 0.17 `--json` makes objects of errors as well."""
+    if not line.startswith("{"):
+        return line
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return line
+    error = found.get("error")
+    what = error.get("message", "") if isinstance(error, dict) else error or found.get("message", "")
+    return f"{found.get('item', '')} {what}".strip() if "error" in str(found.get("message_type")) else ""
 
 
 class Restic:
