@@ -48,7 +48,8 @@ def pst_lb(tmp_path: Path) -> ModuleType:
 
 @pytest.fixture
 def settings(pst_lb: ModuleType):
-    return pst_lb.Settings(VIP, (80, 443), close_seconds=0.05, finish_seconds=0.05, interface="eth0", peer="10.78.16.12")
+    peer = "10.78.16.12"
+    return pst_lb.Settings(VIP, (80, 443), close_seconds=0.05, finish_seconds=0.05, interface="eth0", peer=peer)
 
 
 def test_connections_are_those_of_the_address_that_are_not_finished(pst_lb: ModuleType) -> None:

@@ -231,7 +231,7 @@ def release(settings: Settings, reason: str) -> dict[str, object]:
             before = connections(settings)
             wait(lambda: not before & connections(settings), settings.close_seconds)
         with told(settings):
-            begin = time.monotonic()
+            moved_at, begin = time.time(), time.monotonic()
             move(settings, reason)
             moved = time.monotonic()
             open_then = len(connections(settings))
@@ -239,6 +239,7 @@ def release(settings: Settings, reason: str) -> dict[str, object]:
                 wait(lambda: holds(settings.vip) or not connections(settings), settings.finish_seconds, WORD_SECONDS)
     return {
         "moved": held,
+        "moved_at": round(moved_at, 3),
         "move_ms": round(1000 * (moved - begin)),
         "open": open_then,
         "finish_seconds": round(time.monotonic() - moved, 1),
