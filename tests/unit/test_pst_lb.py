@@ -198,20 +198,21 @@ def test_the_other_balancer_is_told_for_as_long_as_it_lasts(pst_lb, settings, mo
     assert said[-1] == b"PST-" + socket.inet_aton(VIP)
 
 
-@pytest.mark.parametrize(("own", "overall", "good"), [(0, 0, True), (0, 1, True), (2, 0, True), (8, 0, False)])
+@pytest.mark.parametrize(("own", "overall", "good"), [(0, 0, True), (0, 2, True), (2, 0, True), (1, 0, False)])
 def test_prepare_takes_packets_only_where_the_host_does_not_answer_for_the_address(
     pst_lb, settings, monkeypatch, tmp_path, own: int, overall: int, good: bool
 ) -> None:
     commands: list[list[str]] = []
     for name, value in (("eth0", own), ("all", overall)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "arp_ignore").write_text(f"{value}\n")
+        (tmp_path / name / "arp_ignore").write_text("1\n")
+        (tmp_path / name / "arp_announce").write_text(f"{value}\n")
     if overall or own:  # a container's: read-only, whatever the engine has set
         write = Path.write_text
         monkeypatch.setattr(
             Path,
             "write_text",
-            lambda path, text: (_ for _ in ()).throw(OSError()) if path.name == "arp_ignore" else write(path, text),
+            lambda path, text: (_ for _ in ()).throw(OSError()) if path.name.startswith("arp") else write(path, text),
         )
     monkeypatch.setattr(pst_lb, "NEIGHBOURS", tmp_path)
     monkeypatch.setattr(pst_lb, "execute", lambda command: commands.append(command) or "")
@@ -220,7 +221,7 @@ def test_prepare_takes_packets_only_where_the_host_does_not_answer_for_the_addre
         assert [command[1] for command in commands] == ["route", "-f", "route"]
         assert {"append", VIP, "lo"} <= set(commands[-1])
     else:
-        with pytest.raises(pst_lb.PstLbError, match="arp_ignore is 8"):
+        with pytest.raises(pst_lb.PstLbError, match="arp_announce is 1"):
             pst_lb.prepare(settings)
         assert [command[2] for command in commands] == ["flush"]
 

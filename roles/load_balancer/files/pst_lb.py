@@ -39,6 +39,8 @@ ACTIVE_MAP = Path("/etc/haproxy/maps/active.map")
 HANDOVER_MAP = "/etc/haproxy/maps/handover.map"
 SECOND_CHANCE = "/etc/keepalived/second-chance.nft"
 NEIGHBOURS = Path("/proc/sys/net/ipv4/conf")
+NEIGHBOUR_SETTINGS = {"arp_ignore": 1, "arp_announce": 2}
+"""Not to answer for an address that no interface has, nor to name it as the sender when others are asked for theirs."""
 ROUTE_MARK = "250"
 """The `proto` of our entry in the kernel's table of local addresses, so that it is told from the kernel's own."""
 AUTHORITY = "/etc/pst/pki/ca.crt"
@@ -147,17 +149,18 @@ def carried_on(settings: Settings) -> bool:
 
 
 def prepare(settings: Settings) -> dict[str, object]:
-    """Take packets for the address whether it is held or not, without answering for it (ARP) when it is not."""
+    """Take packets for the address whether it is held or not, without drawing them here when it is not."""
     execute(["/usr/sbin/ip", "route", "flush", "table", "local", "proto", ROUTE_MARK])
-    own = NEIGHBOURS / settings.interface / "arp_ignore"
-    with suppress(OSError):  # read-only in a container, whose engine may have set it
-        own.write_text("1\n")
-    value = max(int(path.read_text()) for path in (own, NEIGHBOURS / "all" / "arp_ignore"))
-    if value not in (1, 2):
-        raise PstLbError(
-            f"net.ipv4.conf.{settings.interface}.arp_ignore is {value} and cannot be set, wanted: 1. Without it both "
-            "balancers would answer for the address; a planned move breaks the connections that are open then"
-        )
+    for setting, wanted in NEIGHBOUR_SETTINGS.items():
+        own = NEIGHBOURS / settings.interface / setting
+        with suppress(OSError):  # read-only in a container, whose engine may have set it
+            own.write_text(f"{wanted}\n")
+        value = max(int(path.read_text()) for path in (own, NEIGHBOURS / "all" / setting))  # as the kernel does
+        if value != wanted:
+            raise PstLbError(
+                f"net.ipv4.conf.{settings.interface}.{setting} is {value} and cannot be set, wanted: {wanted}. Without "
+                "it both balancers would draw packets for the address; a planned move breaks what is open then"
+            )
     execute(["/usr/sbin/nft", "-f", SECOND_CHANCE])
     route = ["local", settings.vip, "dev", "lo", "table", "local", "proto", ROUTE_MARK]
     execute(["/usr/sbin/ip", "route", "append", *route])
