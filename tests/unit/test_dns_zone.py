@@ -322,3 +322,129 @@ def test_settings_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "settings.json").write_text('{"zone": "x"}')
     with pytest.raises(dz.ZoneError, match="key_file"):
         dz.Settings.read(str(tmp_path / "settings.json"))
+
+
+# The program beside the server
+
+
+class Fake:
+    """A server in memory."""
+
+    def __init__(self, zone):
+        self.held = zone
+
+    def serial(self):
+        return self.held.serial if self.held else None
+
+    def zone(self):
+        return self.held
+
+    def write(self, _old, new):
+        self.held = new
+
+
+@pytest.fixture
+def keeper(tmp_path, monkeypatch):
+    """Return the keeper of server a, with a peer b, a gate, and a clock that can be set."""
+    monkeypatch.setattr(dz, "ALIVE", tmp_path / "alive")
+    clock = [1000.0]
+    monkeypatch.setattr(dz, "now_with_sleep", lambda: clock[0])
+    settings = dz.Settings(ZONE, "a", SERVERS, KEY)
+    local, peer = Fake(zone()), Fake(zone())
+    monkeypatch.setattr(dz.Settings, "at", lambda _self, address: local if address == A else peer)
+    keeper = dz.Keeper(settings)
+    keeper.clock, keeper.peer, keeper.gate = clock, peer, False
+    monkeypatch.setattr(dz, "is_open", lambda _settings: keeper.gate)
+    monkeypatch.setattr(dz, "set_open", lambda _settings, open_: setattr(keeper, "gate", open_))
+    return keeper
+
+
+def look(keeper, seconds=1.0):
+    """Let it look as `run` does."""
+    keeper.clock[0] += seconds
+    while keeper.round():
+        pass
+    dz.ALIVE.write_text(f"{keeper.clock[0]}\n")
+
+
+def silent():
+    raise dz.ZoneError("no answer")
+
+
+def test_it_copies_before_it_opens(keeper):
+    keeper.peer.held = zone(200, at=TWO)
+    look(keeper)
+    assert keeper.local.held == zone(200, at=TWO)
+    assert keeper.gate
+
+
+def test_it_stays_closed_until_it_has_heard_the_other_one(keeper):
+    keeper.peer.serial = silent
+    look(keeper)
+    assert not keeper.gate
+    del keeper.peer.serial
+    look(keeper)
+    assert keeper.gate
+
+
+def test_once_open_it_answers_on_when_the_other_one_dies(keeper):
+    look(keeper)
+    keeper.peer.serial = silent
+    look(keeper)
+    assert keeper.gate
+
+
+def test_a_restart_of_the_server_alone_needs_nobody(keeper):
+    look(keeper)
+    keeper.peer.serial = silent
+    keeper.gate = False
+    look(keeper)
+    assert keeper.gate
+
+
+def test_a_machine_that_slept_asks_first(keeper):
+    look(keeper)
+    keeper.peer.serial = silent
+    look(keeper, seconds=60)
+    assert not keeper.gate
+    del keeper.peer.serial
+    look(keeper)
+    assert keeper.gate
+
+
+def test_the_program_that_starts_again_goes_on(keeper):
+    look(keeper)
+    keeper.clock[0] += 2
+    assert dz.Keeper(keeper.settings).current
+    keeper.clock[0] += 60
+    assert not dz.Keeper(keeper.settings).current
+
+
+def test_left_out_it_joins_and_opens(keeper):
+    keeper.peer.held = zone(200, at=TWO, members=["b"])
+    look(keeper)
+    assert keeper.gate
+    assert dict(keeper.local.held.members) == dict(keeper.peer.held.members) == SERVERS
+    assert set(keeper.local.held.addresses.values()) == {TWO}
+
+
+def test_what_is_wrong_is_named(keeper, monkeypatch):
+    monkeypatch.setattr(dz, "ask_all", lambda _peers: {"b": 90})
+    monkeypatch.setattr(dz.Settings, "at", lambda _self, _address: keeper.local)
+    keeper.local.as_client = lambda name, _kind: ("NOERROR", [ONE if name == ZONE else TWO])
+    keeper.local.held = zone(members=["a"])
+    problems = dz.wrong(keeper.settings, None)
+    assert problems == [
+        "a: refuses clients; `journalctl -u pst-dns` says why",
+        f"a: api.{ZONE} is {TWO}, wanted {ONE}",
+        "b: serial 90, wanted 100 as on a",
+        "b: left out of the zone until it is back, wanted every one of dns_servers",
+    ]
+
+
+def test_a_serial_is_never_taken_back(keeper):
+    with pytest.raises(dz.ZoneError, match="somebody else has moved the names"):
+        dz.write(keeper.settings, zone(99, at=TWO), check=False)
+    assert keeper.local.held == zone()
+    assert dz.write(keeper.settings, zone(101, at=TWO), check=True) == (zone(), zone(101, at=TWO))
+    assert keeper.local.held == zone()
