@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.pst.platform.plugins.module_utils import ib_api, mongodb, redis_cluster
+from ansible_collections.pst.platform.plugins.module_utils import dns_zone, ib_api, mongodb, redis_cluster
 from ansible_collections.pst.platform.plugins.module_utils.host_check import reason
 
 CA = Path("/etc/pst/pki/ca.crt")
@@ -253,6 +253,16 @@ def probe_prometheus(context: Context) -> Answer:
     return Answer(f"{len(targets)} targets up")
 
 
+def probe_dns(_context: Context) -> Answer:
+    settings = dns_zone.Settings.read(dns_zone.SETTINGS)
+    state = dns_zone.read(settings)
+    if not state["answers"] or state["serial"] is None:
+        raise ProbeError(state["problem"] or "no zone")
+    if not state["open"]:
+        raise ProbeError("refuses clients until it has heard the other servers")
+    return Answer(f"{settings.zone} at {', '.join(sorted(set(state['addresses'].values())))}, serial {state['serial']}")
+
+
 SERVICES: Sequence[Service] = (
     Service(EVERY_HOST, "ssh", "ssh.service", "openssh-server"),
     Service(EVERY_HOST, "time", "chrony.service", "chrony"),
@@ -270,6 +280,8 @@ SERVICES: Sequence[Service] = (
     Service("ib_gateways", "gateway", "ib-gateway.service", probe=probe_gateway, optional=True),
     Service("ib_gateways", "gate", "pst-gate.service", optional=True, follows="ib-gateway.service"),
     Service("monitoring", "prometheus", "prometheus.service", "prometheus", probe_prometheus),
+    Service("dns", "name server", "knot.service", "knot", probe_dns),
+    Service("dns", "keeper", "pst-dns.service"),
 )
 
 
@@ -323,7 +335,7 @@ def row_of(host: str, service: Service, unit: Unit, versions: Mapping[str, str],
         return row
     try:
         answer = service.probe(context)
-    except (ProbeError, OSError, ValueError, KeyError, redis_cluster.CommandError) as error:
+    except (ProbeError, OSError, ValueError, KeyError, redis_cluster.CommandError, dns_zone.ZoneError) as error:
         return replace(row, state=f"active, but {error}", ok=False)
     return replace(row, state=answer.text or row.state, version=answer.version or row.version)
 

@@ -26,13 +26,14 @@ SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential", re.IGNOREC
 
 # Which roles (and entry points) run on the hosts of a group. The one place that says so for validation.
 ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node")),
+    EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node"), ("notify", "main")),
     "load_balancers": (("load_balancer", "main"),),
     "app_nodes": (("app", "main"), ("trading", "main")),
     "mongodb": (("mongodb", "main"),),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
     "monitoring": (("monitoring", "main"),),
+    "dns": (("dns", "main"),),
 }
 REQUIRED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways", "monitoring")
 OPTIONAL_TIERS = ("parquet", "backup", "dns")
