@@ -5,7 +5,7 @@ LAB := inventories/lab
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down status test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes bench docs lock clean
+.PHONY: help venv lab lab-down status test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-restore bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ drill-pysystemtrade: venv ## the real pysystemtrade on a lab made anew for it (P
 
 drill-changes: venv ## every planned change of the lab under load: no request fails
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_changes.py tests/integration/drill_mongodb_upgrade.py
+
+drill-restore: venv ## the lab's MongoDB loses all its disks and is restored to a named second; bad repositories are refused
+	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_restore.py
 
 bench: venv ## time site.yml against a shell script that does the same; what agent and guard cost a node
 	@python tests/bench/bench.py

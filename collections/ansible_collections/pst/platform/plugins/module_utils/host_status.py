@@ -94,6 +94,7 @@ PORTS: Mapping[str, int] = {
     "ib_gateway": 4001,
     "prometheus": 9090,
     "node_exporter": 9100,
+    "backup": 8000,
 }
 
 
@@ -261,6 +262,12 @@ def probe_dns(_context: Context) -> Answer:
     if not state["open"]:
         raise ProbeError("refuses clients until it has heard the other servers")
     return Answer(f"{settings.zone} at {', '.join(sorted(set(state['addresses'].values())))}, serial {state['serial']}")
+def probe_backup(context: Context) -> Answer:
+    """It lets the site's certificates in, and asks for a password."""
+    status, _ = get(context, context.port("backup"), "/")
+    if status != http.client.UNAUTHORIZED:
+        raise ProbeError(f"answers {status} to a client without a password; wanted 401")
+    return Answer("answers")
 
 
 SERVICES: Sequence[Service] = (
@@ -282,6 +289,7 @@ SERVICES: Sequence[Service] = (
     Service("monitoring", "prometheus", "prometheus.service", "prometheus", probe_prometheus),
     Service("dns", "name server", "knot.service", "knot", probe_dns),
     Service("dns", "keeper", "pst-dns.service"),
+    Service("backup", "repositories", "pst-backup-server.service", "rclone", probe_backup),
 )
 
 

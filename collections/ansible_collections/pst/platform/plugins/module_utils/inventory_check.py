@@ -28,12 +28,13 @@ SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential", re.IGNOREC
 ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node"), ("notify", "main")),
     "load_balancers": (("load_balancer", "main"),),
-    "app_nodes": (("app", "main"), ("trading", "main")),
-    "mongodb": (("mongodb", "main"),),
+    "app_nodes": (("app", "main"), ("trading", "main"), ("backup", "main")),
+    "mongodb": (("mongodb", "main"), ("backup", "main")),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
     "monitoring": (("monitoring", "main"),),
     "dns": (("dns", "main"),),
+    "backup": (("backup", "main"), ("mongodb", "program")),
 }
 REQUIRED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways", "monitoring")
 OPTIONAL_TIERS = ("parquet", "backup", "dns")
