@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import tarfile
 import time
 import uuid
 from typing import Any
@@ -93,3 +95,63 @@ def test_the_sender_costs_little() -> None:
     worst = max(share, key=lambda host: share[host])
     lab.record("logs_cost", percent_of_a_core={host: round(100 * value, 2) for host, value in share.items()}, bar=1.0)
     assert share[worst] < 0.01 * lab.SLACK, f"{worst}: {share[worst]:.1%}"
+
+
+def test_a_support_bundle_tells_much_and_no_secret() -> None:
+    """A canary among the generated secrets is planted bare, in the journal and in a file that is read."""
+    name = lab.STATE / "secrets" / "canary_of_the_support_test"
+    canary = f"Canary{uuid.uuid4().hex}"
+    planted = "/etc/pst/firewall.d/canary.txt"
+    name.write_text(canary)
+    try:
+        lab.ssh("lab-app1", f"logger --tag canary the word is {canary} here; echo {canary} > {planted}")
+        run = lab.succeed(lab.playbook("support-bundle", "-e", "support_reason='the test'"))
+        known = secrets()
+    finally:
+        lab.ssh("lab-app1", f"rm -f {planted}")
+        name.unlink()
+    path = max(lab.REPORTS.glob("support-*.tar.gz"))
+    size = path.stat().st_size
+    lab.record("support_bundle", seconds=round(run.seconds, 1), bytes=size, hosts=len(lab.HOSTS))
+    assert size <= 20_000_000
+    with tarfile.open(path) as tar:
+        texts = {m.name.partition("/")[2]: tar.extractfile(m).read().decode() for m in tar.getmembers()}
+    path.unlink()
+    assert {host for host in lab.HOSTS if f"{host}/journal.txt" in texts} == set(lab.HOSTS)
+    assert "the word is *** here" in texts["lab-app1/journal.txt"]
+    assert texts["lab-app1/files/etc/pst/firewall.d/canary.txt"].strip() == "***"
+    assert json.loads(texts["MANIFEST.json"])["missing"] == {}
+    assert canary in known.values()
+    keys = [file.read_text().splitlines()[1] for file in (lab.STATE / "pki").rglob("*.pem")]
+    whole = "\n".join(texts.values())
+    assert [secret for secret, value in known.items() if value in whole] == []
+    assert [key for key in keys if key in whole] == []
+
+
+def test_a_change_that_fails_leaves_a_bundle() -> None:
+    """The callback itself, with a playbook that fails on one host."""
+    failing = lab.ROOT / "playbooks" / "test-that-fails.yml"
+    failing.write_text(
+        "- {hosts: lab-redis3, gather_facts: false, tasks: [{ansible.builtin.fail: {msg: on purpose}}]}\n"
+    )
+    before = set(lab.REPORTS.glob("support-*.tar.gz"))
+    try:
+        done = subprocess.run(
+            ["ansible-playbook", str(failing), "-i", "inventories/lab"],
+            cwd=lab.ROOT,
+            env=lab.environment() | {"PST_SUPPORT_BUNDLE": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        failing.unlink()
+    assert done.returncode == 2, done.stdout
+    (path,) = set(lab.REPORTS.glob("support-*.tar.gz")) - before
+    with tarfile.open(path) as tar:
+        (manifest,) = (m for m in tar.getmembers() if m.name.endswith("/MANIFEST.json"))
+        facts = json.loads(tar.extractfile(manifest).read())
+    path.unlink()
+    assert facts["reason"] == "test-that-fails.yml failed on lab-redis3"
+    assert path.name in done.stdout

@@ -125,6 +125,8 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"time": "2026-11-30T14:10:0')
     assert found(tmp_path) == ["whole"]
+    put(tmp_path, record("next"))
+    assert found(tmp_path) == ["whole", "next"]
 
 
 @pytest.mark.parametrize(

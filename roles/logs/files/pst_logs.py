@@ -30,6 +30,7 @@ SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h|d|w)")
 SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 FILE = re.compile(r"(\d{4}-\d{2}-\d{2})/(\d{2})\.jsonl(\.part|\.gz)?")
 FOLLOW_S = 0.5
+BEGINNING = b'{"from":'
 
 Record = dict[str, Any]
 
@@ -143,12 +144,13 @@ def opened(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def parsed(line: bytes) -> Record | None:
-    """A line that was written to its end; one that was cut by a crash is none."""
+    """A line that was written to its end; after one that was cut by a crash the next one follows at once."""
     try:
         record = json.loads(line)
         record["_time"] = datetime.fromisoformat(record["time"])
     except (ValueError, KeyError, TypeError):
-        return None
+        start = line.rfind(BEGINNING)
+        return parsed(line[start:]) if start > 0 else None
     return record if isinstance(record, dict) else None
 
 
