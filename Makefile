@@ -5,7 +5,7 @@ LAB := inventories/lab
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down status test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-restore bench docs lock clean
+.PHONY: help venv lab lab-down status logs support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-restore bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,13 @@ lab-down: venv ## remove exactly what `make lab` made
 
 status: venv ## every service of the lab, with its state and version
 	@$(PLAY) playbooks/status.yml
+
+logs: export LOG_SEARCH = $(ARGS)
+logs: venv ## search the logs of the lab's hosts and playbooks: make logs ARGS="--since 2h --order 4711"
+	@ANSIBLE_STDOUT_CALLBACK=pst.platform.plain $(PLAY) playbooks/logs.yml
+
+support-bundle: venv ## one file for somebody who helps: state, logs and configuration of the lab, without secrets
+	@$(PLAY) playbooks/support-bundle.yml
 
 test: venv ## lint, unit tests, molecule for every role, the lab's integration tests
 	@python .ci/test

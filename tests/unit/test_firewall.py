@@ -154,4 +154,5 @@ def test_the_platforms_own_table_is_valid_and_covers_every_tier() -> None:
         "ib_gateways": {"ib_gateway", "node_exporter"},
         "monitoring": {"prometheus", "node_exporter"},
         "dns": {"dns_udp", "dns_tcp", "dns_peers_udp", "dns_peers_tcp", "node_exporter"},
+        "monitoring": {"prometheus", "node_exporter", "logs"},
     }

@@ -22,6 +22,7 @@ class ActionModule(ActionBase):
                 "rows": {"type": "list", "elements": "dict", "required": True},
                 "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
                 "failure": {"type": "str", "default": "rows are not well"},
+                "heading": {"type": "bool", "default": True},
             }
         )
         rows = arguments["rows"]
@@ -30,7 +31,8 @@ class ActionModule(ActionBase):
             self._display.display(json.dumps(rows, default=str))
         elif rows:
             heading, *lines = render(arguments["columns"], rows)
-            self._display.display(heading)
+            if arguments["heading"]:
+                self._display.display(heading)
             for row, line in zip(rows, lines, strict=True):
                 self._display.display(line, color="red" if row in bad else None)
         if bad:

@@ -27,6 +27,10 @@ options:
     description: What the rows that are not well are, after their number, for the message.
     type: str
     default: rows are not well
+  heading:
+    description: Whether the names of the columns are printed above them.
+    type: bool
+    default: true
 author: The pst platform team
 """
 
