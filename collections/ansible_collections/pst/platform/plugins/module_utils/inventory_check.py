@@ -32,7 +32,7 @@ ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mongodb": (("mongodb", "main"),),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
-    "monitoring": (("monitoring", "main"),),
+    "monitoring": (("monitoring", "main"), ("console", "main")),
 }
 REQUIRED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways", "monitoring")
 OPTIONAL_TIERS = ("parquet", "backup", "dns")
