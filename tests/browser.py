@@ -131,7 +131,7 @@ class Browser:
     def until(self, expression: str, seconds: float = TIMEOUT_S) -> float:
         """Wait until an expression is true; return how long that took."""
         started = time.monotonic()
-        self._until(lambda: self.evaluate(expression), seconds, expression)
+        self._until(lambda: self.evaluate(f"!!({expression})"), seconds, expression)
         return time.monotonic() - started
 
     def _until(self, ask: Callable[[], T], seconds: float = TIMEOUT_S, what: str = "the browser's page") -> T:
