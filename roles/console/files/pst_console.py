@@ -41,8 +41,21 @@ ASK_ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeErro
 
 METRICS = (
     "pst_lease_holder|pst_lease_epoch|pst_process_running|pst_orders_active|pst_state_up|pst_ready|pst_draining|"
-    "pst_build_info|haproxy_process_build_info|prometheus_build_info|node_exporter_build_info"
+    "pst_build_info|pst_lease_held|pst_lease_holder_info|pst_lease_granted_epoch|pst_lease_revoked|"
+    "pst_run_lock_age_seconds|pst:vip_held|mongodb_replset_my_state|mongodb_version_info|redis_instance_info|"
+    "haproxy_process_build_info|prometheus_build_info|alertmanager_build_info|node_exporter_build_info"
 )
+# Series that tell a version, by the label that has it.
+VERSIONS = {
+    "pst_build_info": ("release", "version"),
+    "haproxy_process_build_info": ("haproxy", "version"),
+    "prometheus_build_info": ("prometheus", "version"),
+    "alertmanager_build_info": ("alertmanager", "version"),
+    "node_exporter_build_info": ("node exporter", "version"),
+    "mongodb_version_info": ("mongodb", "version"),
+    "redis_instance_info": ("redis", "redis_version"),
+}
+PRIMARY = 1
 
 
 class AskError(Exception):
@@ -348,16 +361,24 @@ class Picture:
         client = dict(self.seen.client)
         if client and not client.get("answers"):
             self.note(CRITICAL, self.settings.vip, f"does not serve clients: {client.get('problem', '')}", "traffic")
-        holder = max(self.seen.front, key=lambda item: finite(item.value), default=None)
         rates = {item.label("proxy").removeprefix("be_"): round(finite(item.value), 2) for item in self.seen.requests}
         return {
             "vip": self.settings.vip,
             "names": list(self.settings.names),
             "client": client,
-            "holder": holder.label("host") if holder and finite(holder.value) > 0 else "",
+            "holder": self._vip_holder(),
             "rates": rates,
             "servers": self.servers(),
         }
+
+    def _vip_holder(self) -> str:
+        """By the addresses of the balancers; where nobody tells them, by who gets the requests."""
+        told_ = self._by_name["pst:vip_held"]
+        held = sorted({item.label("host") for item in told_ if item.value == 1})
+        if told_:
+            return ", ".join(held)
+        busiest = max(self.seen.front, key=lambda item: finite(item.value), default=None)
+        return busiest.label("host") if busiest and finite(busiest.value) > 0 else ""
 
     def servers(self) -> list[Document]:
         """The application's servers as each balancer sees them."""
@@ -377,39 +398,72 @@ class Picture:
     # Trading ----------------------------------------------------------------------------------------------------------
 
     def trading(self) -> Document:
-        colours = self._colours()
-        leases: dict[str, Document] = {}
-        for item in self._by_name["pst_lease_holder"]:
-            lease = leases.setdefault(item.label("placement"), {"holders": [], "epoch": None})
-            if item.value == 1:
-                lease["holders"].append({"host": item.label("host"), "colour": colours.get(item.label("instance"), "")})
-        for item in self._by_name["pst_lease_epoch"]:
-            lease = leases.setdefault(item.label("placement"), {"holders": [], "epoch": None})
-            lease["epoch"] = max(lease["epoch"] or 0, int(item.value))
-        silent = self._silent_agents()
+        leases = self._leases_by_exporter() or self._leases_by_agents()
         for name, lease in sorted(leases.items()):
-            lease["state"] = OK
-            if not lease["holders"] and silent:
-                lease["state"] = UNKNOWN
-                self.note(
-                    UNKNOWN,
-                    name,
-                    f"no agent that answers holds the lease; {', '.join(silent)} cannot be asked",
-                    "trading",
-                )
-            elif not lease["holders"]:
-                lease["state"] = CRITICAL
-                self.note(CRITICAL, name, "nobody holds the lease: nothing of this placement trades", "trading")
-            # Two hosts are asked one after the other, so a lease that has just moved may be seen twice for one scrape.
-            elif len({(holder["host"], holder["colour"]) for holder in lease["holders"]}) > 1:
-                lease["state"] = WARNING
-                self.note(WARNING, name, "two hosts say that they hold the lease", "trading")
+            self._judge(name, lease)
         return {
             "known": bool(leases),
             "leases": [{"placement": name, **lease} for name, lease in sorted(leases.items())],
             "processes": self._widest("pst_process_running", "process"),
             "orders": self._widest("pst_orders_active", "stack"),
+            "run": self._run(),
         }
+
+    def _leases_by_exporter(self) -> dict[str, Document]:
+        """As they stand in the database, where the exporter of the site's state reads them."""
+        leases: dict[str, Document] = {}
+        for item in self._by_name["pst_lease_held"]:
+            leases[item.label("placement")] = {"holders": [], "epoch": None, "revoked": False, "asked": []}
+        for item in self._by_name["pst_lease_holder_info"]:
+            holder = {"host": item.label("holder"), "colour": item.label("colour")}
+            lease = leases.get(item.label("placement"))
+            if lease and holder not in lease["holders"]:
+                lease["holders"].append(holder)
+        for metric, key in (("pst_lease_granted_epoch", "epoch"), ("pst_lease_revoked", "revoked")):
+            for item in self._by_name[metric]:
+                if lease := leases.get(item.label("placement")):
+                    lease[key] = max(lease[key] or 0, int(item.value))
+        return leases
+
+    def _leases_by_agents(self) -> dict[str, Document]:
+        """As each agent tells of its own slot: without a holder, one that cannot be asked may be it."""
+        colours = self._colours()
+        silent = self._silent_agents()
+        leases: dict[str, Document] = defaultdict(lambda: {"holders": [], "epoch": None, "revoked": 0, "asked": silent})
+        for item in self._by_name["pst_lease_holder"]:
+            lease = leases[item.label("placement")]
+            if item.value == 1:
+                lease["holders"].append({"host": item.label("host"), "colour": colours.get(item.label("instance"), "")})
+        for item in self._by_name["pst_lease_epoch"]:
+            lease = leases[item.label("placement")]
+            lease["epoch"] = max(lease["epoch"] or 0, int(item.value))
+        return leases
+
+    def _judge(self, name: str, lease: Document) -> None:
+        silent, lease["state"] = lease.pop("asked"), OK
+        holders = {(holder["host"], holder["colour"]) for holder in lease["holders"]}
+        if lease["revoked"]:
+            lease["state"] = WARNING
+            self.note(
+                WARNING, name, "the kill switch has revoked the lease: nothing of this placement trades", "trading"
+            )
+        elif not holders and silent:
+            lease["state"] = UNKNOWN
+            what = f"no agent that answers holds the lease; {', '.join(silent)} cannot be asked"
+            self.note(UNKNOWN, name, what, "trading")
+        elif not holders:
+            lease["state"] = CRITICAL
+            self.note(CRITICAL, name, "nobody holds the lease: nothing of this placement trades", "trading")
+        # Two hosts are asked one after the other, so a lease that has just moved may be seen twice for one scrape.
+        elif len(holders) > 1:
+            lease["state"] = WARNING
+            self.note(WARNING, name, "two hosts say that they hold the lease", "trading")
+
+    def _run(self) -> Document | None:
+        """The run that has the run lock, if any: a fault during a change is looked at differently."""
+        for item in self._by_name["pst_run_lock_age_seconds"]:
+            return {key: item.label(key) for key in ("playbook", "by", "run")} | {"age": round(finite(item.value))}
+        return None
 
     def _silent_agents(self) -> list[str]:
         """The application nodes of which no agent tells the state of trading: one of them may hold a lease."""
@@ -478,7 +532,16 @@ class Picture:
             "units": units,
             "targets": targets,
             "load": {name: rounded(found.get(host.name)) for name, found in load.items()},
+            "leads": self._leads(host.name),
         }
+
+    def _leads(self, host: str) -> str:
+        """Whether a member of a cluster leads it."""
+        primary = {item.label("host") for item in self._by_name["mongodb_replset_my_state"] if item.value == PRIMARY}
+        masters = {
+            item.label("host") for item in self._by_name["redis_instance_info"] if item.label("role") == "master"
+        }
+        return "primary" if host in primary else "master" if host in masters else ""
 
     def _report(self, host: Host, units: Sequence[Document], targets: Sequence[Document], *, reachable: bool) -> None:
         if not targets:
@@ -530,7 +593,8 @@ class Picture:
             for item in samples:
                 value = finite(item.value)
                 state = CRITICAL if value >= age.critical else WARNING if value >= age.warning else OK
-                where = item.label("host") or item.label("instance") or self.settings.site
+                names = (item.label(name) for name in ("member", "exported_job", "host", "instance"))
+                where = next((name for name in names if name), self.settings.site)
                 rows.append(
                     {"title": age.title, "where": where, "value": round(value, 3), "unit": age.unit, "state": state}
                 )
@@ -563,11 +627,9 @@ class Picture:
     def versions(self) -> list[Document]:
         """What runs in which version, and where: a version that differs between hosts of one kind is seen at once."""
         found: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for name, samples in self._by_name.items():
-            if name.endswith("_build_info"):
-                what = "release" if name == "pst_build_info" else name.removesuffix("_build_info").replace("_", " ")
-                for item in samples:
-                    found[what.removesuffix(" process"), item.label("version")].add(item.label("host"))
+        for name, (what, label) in VERSIONS.items():
+            for item in self._by_name[name]:
+                found[what, item.label(label)].add(item.label("host"))
         return [
             {"what": what, "version": version, "hosts": sorted(hosts)}
             for (what, version), hosts in sorted(found.items())

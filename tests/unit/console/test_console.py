@@ -48,7 +48,13 @@ def test_a_site_that_is_well(picture):
     assert document["traffic"]["holder"] == "lb1"
     assert document["traffic"]["client"]["colour"] == "blue"
     assert document["trading"]["leases"] == [
-        {"placement": placement, "holders": [{"host": host, "colour": "blue"}], "epoch": epoch, "state": OK}
+        {
+            "placement": placement,
+            "holders": [{"host": host, "colour": "blue"}],
+            "epoch": epoch,
+            "revoked": 0,
+            "state": OK,
+        }
         for epoch, (placement, host) in enumerate(site.PLACEMENTS.items(), 7)
     ]
     assert {order["name"]: order["value"] for order in document["trading"]["orders"]} == {
@@ -139,6 +145,79 @@ def test_two_that_hold_one_lease_are_shown(picture):
     document = picture(seen)
     assert (WARNING, "node_1", "two hosts say that they hold the lease") in told(document)
     assert [holder["host"] for holder in document["trading"]["leases"][0]["holders"]] == ["app1", "app2"]
+
+
+def by_exporter(seen: Seen, holder: str = "app2", revoked: float = 0) -> Seen:
+    """As the exporter of the site's state tells it, beside what the agents say."""
+    of = {"placement": "node_1", "host": "mon1"}
+    seen.metrics = [
+        *seen.metrics,
+        site.sample(float(bool(holder)), "pst_lease_held", **of),
+        site.sample(41, "pst_lease_granted_epoch", **of),
+        site.sample(revoked, "pst_lease_revoked", **of),
+        *([site.sample(1, "pst_lease_holder_info", **of, holder=holder, colour="green")] if holder else []),
+    ]
+    return seen
+
+
+def test_the_database_is_believed_before_the_agents(picture):
+    assert picture(by_exporter(site.seen()))["trading"]["leases"] == [
+        {
+            "placement": "node_1",
+            "holders": [{"host": "app2", "colour": "green"}],
+            "epoch": 41,
+            "revoked": 0,
+            "state": OK,
+        }
+    ]
+    nobody = picture(by_exporter(site.seen(down=("app1",)), holder=""))
+    assert (CRITICAL, "node_1", "nobody holds the lease: nothing of this placement trades") in told(nobody)
+
+
+def test_a_revoked_lease_is_no_lost_one(picture):
+    ((state, where, what),) = told(picture(by_exporter(site.seen(), holder="", revoked=1)))
+    assert (state, where) == (WARNING, "node_1")
+    assert "kill switch" in what
+
+
+def test_a_run_under_way_is_told(picture):
+    seen = site.seen()
+    labels = {"playbook": "rolling-upgrade", "by": "anna", "run": "r1", "host": "mon1"}
+    seen.metrics = [*seen.metrics, site.sample(75.4, "pst_run_lock_age_seconds", **labels)]
+    wanted = {"playbook": "rolling-upgrade", "by": "anna", "run": "r1", "age": 75}
+    assert picture(seen)["trading"]["run"] == wanted
+    assert picture(site.seen())["trading"]["run"] is None
+
+
+def test_the_leaders_are_told(picture):
+    seen = site.seen()
+    seen.metrics = [
+        *seen.metrics,
+        *(
+            site.sample(1 if host == "mongo2" else 2, "mongodb_replset_my_state", host=host)
+            for host in ("mongo1", "mongo2")
+        ),
+        *(
+            site.sample(1, "redis_instance_info", host=host, role=role, redis_version="7.0.15")
+            for host, role in (("redis1", "master"), ("redis2", "slave"))
+        ),
+    ]
+    document = picture(seen)
+    assert {name: host["leads"] for name, host in hosts(document).items() if host["leads"]} == {
+        "mongo2": "primary",
+        "redis1": "master",
+    }
+    assert {"what": "redis", "version": "7.0.15", "hosts": ["redis1", "redis2"]} in document["versions"]
+
+
+def test_the_address_is_where_the_balancers_have_it(picture):
+    seen = site.seen()
+    seen.metrics = [
+        *seen.metrics,
+        site.sample(0, "pst:vip_held", host="lb1"),
+        site.sample(1, "pst:vip_held", host="lb2"),
+    ]
+    assert picture(seen)["traffic"]["holder"] == "lb2", "whoever gets requests"
 
 
 # Traffic, alerts, ages ----------------------------------------------------------------------------------------------

@@ -113,6 +113,12 @@ function tiles(state) {
   ];
 }
 
+function underWay(state) {
+  const run = state.trading.run;
+  if (!run) return null;
+  return h("p", { class: "problem", "data-state": "unknown", "data-key": "run" }, mark("standby"), h("b", {}, "A change is under way"), h("span", {}, `${run.playbook} by ${run.by}, for ${span(run.age)}`));
+}
+
 function problems(state) {
   if (!state.problems.length) return h("p", { class: "fine" }, "Nothing is wrong.");
   return h("ul", { class: "problems" }, state.problems.map((problem) =>
@@ -124,6 +130,7 @@ function problems(state) {
 function chipsOf(host, state) {
   const chips = [];
   if (state.traffic.holder === host.name) chips.push(chip("virtual address", "holds"));
+  if (host.leads) chips.push(chip(host.leads, "holds"));
   for (const lease of state.trading.leases) {
     for (const holder of lease.holders) if (holder.host === host.name) chips.push(chip(`trades ${lease.placement}`, "holds"));
   }
@@ -164,7 +171,7 @@ function tradingOf(state) {
   if (!state.trading.known) return empty("No agent tells the state of trading.");
   const placements = table([{ title: "placement" }, { title: "held by" }, { title: "epoch", number: true }], leases.map((lease) => [
     [mark(lease.state), lease.placement],
-    lease.holders.length ? lease.holders.map((holder) => `${holder.host} ${holder.colour}`).join(", ") : lease.state === "unknown" ? "not known" : "nobody",
+    lease.holders.length ? lease.holders.map((holder) => `${holder.host} ${holder.colour}`).join(", ") : lease.revoked ? "nobody, revoked" : lease.state === "unknown" ? "not known" : "nobody",
     lease.epoch === null ? "–" : String(lease.epoch)]), "Leases");
   const running = table([{ title: "process" }, { title: "state" }], processes.map((process) => [[mark(process.value ? "ok" : "standby"), process.name], process.value ? "runs" : "stopped"]), "Processes");
   const stacks = table([{ title: "stack" }, { title: "active orders", number: true }], orders.map((stack) => [stack.name, String(stack.value)]), "Orders");
@@ -172,12 +179,15 @@ function tradingOf(state) {
   return [["Leases", placements], ["Slots", slots], ["Processes", running], ["Orders", stacks]].map(([title, body]) => h("div", { class: "card", "data-key": title }, h("h3", {}, title), body));
 }
 
+// A path in the repository, or an address: only an address can be followed.
+const runbook = (place) => (place.startsWith("https://") ? h("a", { href: place, rel: "noreferrer" }, "runbook") : h("small", {}, `(${place})`));
+
 function alertsOf(state) {
   if (state.source.problem) return empty("Not known: Prometheus does not answer.");
   if (!state.alerts.length) return empty("No alert is pending or firing.");
   return table([{ title: "alert" }, { title: "state" }, { title: "where" }, { title: "what" }, { title: "since" }], state.alerts.map((alert) => [
     [mark(alert.state === "firing" ? (alert.severity === "critical" ? "critical" : "warning") : "standby"), alert.name],
-    `${alert.state}, ${alert.severity}`, alert.where, [alert.summary, alert.runbook ? h("small", {}, ` (${alert.runbook})`) : null], alert.since.slice(0, 19).replace("T", " ")]), "Alerts");
+    `${alert.state}, ${alert.severity}`, alert.where, [alert.summary, alert.runbook ? [" ", runbook(alert.runbook)] : null], alert.since.slice(0, 19).replace("T", " ")]), "Alerts");
 }
 
 function agesOf(state) {
@@ -395,6 +405,7 @@ function showAge() {
 function showState() {
   byId("site").textContent = state.site;
   show("tiles", tiles(state));
+  show("run-now", underWay(state));
   show("problems", problems(state));
   show("tiers", tiersOf(state));
   show("trading-body", tradingOf(state));

@@ -26,6 +26,30 @@ TIERS: Mapping[str, str] = {
 OTHER = "Others"
 
 
+HOUR, DAY = 3600, 86400
+# What grows old on every platform. What a site does not measure has no row. Seconds: worth a look, a fault.
+AGES: Sequence[Mapping[str, Any]] = (
+    {
+        "title": "MongoDB: replication lag",
+        "expression": "max by (member) (mongodb_replset_member_lag_seconds)",
+        "warning": 10,
+        "critical": 60,
+    },
+    {
+        "title": "Redis: silence of the master",
+        "expression": "max by (host) (redis_master_last_io_seconds_ago >= 0)",
+        "warning": 10,
+        "critical": 60,
+    },
+    {
+        "title": "Last backup",
+        "expression": "time() - max by (exported_job) (pst_backup_last_success_timestamp_seconds)",
+        "warning": 26 * HOUR,
+        "critical": 8 * DAY,
+    },
+)
+
+
 def hosts(names: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[Document]:
     """The hosts of the site as the page places them."""
     found = []
@@ -63,7 +87,7 @@ def settings(of_site: Mapping[str, Any], site_hosts: Sequence[Document], ages: S
         "tiers": {**TIERS, OTHER.lower(): OTHER},
         "hosts": list(site_hosts),
         "units": units,
-        "ages": [{**defaults, **age} for age in ages],
+        "ages": [{**defaults, **age} for age in (*AGES, *ages)],
         "panels": dashboards.page_panels(),
     }
 
