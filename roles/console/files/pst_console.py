@@ -285,12 +285,16 @@ def unit_query(settings: Settings) -> str:
     return 'node_systemd_unit_state{name=~"' + names.replace("\\", "\\\\") + '"} == 1'
 
 
+# The fullest of a host's disks: what can fill up.
+DISKS = 'fstype!~"tmpfs|ramfs|squashfs|iso9660|vfat"'
+
+
 def load_queries() -> Mapping[str, str]:
     """What a host is busy with, as shares of 1 (the clock in seconds), by host."""
     return {
         "cpu": '1 - avg by (host) (rate(node_cpu_seconds_total{mode="idle"}[1m]))',
         "memory": "1 - min by (host) (node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes)",
-        "disk": '1 - min by (host) (node_filesystem_avail_bytes{mountpoint="/"} / node_filesystem_size_bytes)',
+        "disk": f"1 - min by (host) (node_filesystem_avail_bytes{{{DISKS}}} / node_filesystem_size_bytes{{{DISKS}}})",
         "clock": "max by (host) (abs(node_timex_offset_seconds))",
     }
 

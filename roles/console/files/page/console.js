@@ -143,7 +143,7 @@ function chipsOf(host, state) {
 }
 
 function meters(load) {
-  const bar = (title, share) => h("span", {}, title, h("meter", { min: 0, max: 1, low: 0.8, high: 0.9, optimum: 0, value: share ?? 0, title: share === null || share === undefined ? "not known" : percent(share), "aria-label": title }));
+  const bar = (title, share) => h("span", {}, share === null || share === undefined ? `${title} –` : title, h("meter", { min: 0, max: 1, low: 0.8, high: 0.9, optimum: 0, value: share ?? 0, title: share === null || share === undefined ? "not known" : percent(share), "aria-label": title }));
   return h("span", { class: "load" }, bar("CPU", load.cpu), bar("RAM", load.memory), bar("disk", load.disk));
 }
 
