@@ -63,8 +63,9 @@ bench: venv ## time site.yml against a shell script that does the same; what age
 	@python tests/bench/bench.py
 	@python tests/bench/agent.py
 
-docs: venv ## write the generated tables of the READMEs
+docs: venv ## write the generated tables of the READMEs, and Grafana's boards
 	@python .ci/docs
+	@python .ci/dashboards
 
 lock: venv ## lock requirements.in again
 	@pip install --quiet uv && uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet requirements.in --output-file requirements.txt

@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,8 @@ from ansible_collections.pst.platform.plugins.module_utils.host_check import rea
 
 CA = Path("/etc/pst/pki/ca.crt")
 NODE_CERTIFICATE, NODE_KEY = Path("/etc/pst/pki/node/node.crt"), Path("/etc/pst/pki/node/node.key")
+CONSOLE_STATE = Path("/run/pst-console/state.json")
+CONSOLE_LATE_S = 30
 SENTINEL_CONFIG = Path("/var/lib/redis/sentinel.conf")
 GUARD_SOCKET = "/run/pst/trading/guard.sock"
 HOLDS = "holds"
@@ -95,6 +98,7 @@ PORTS: Mapping[str, int] = {
     "prometheus": 9090,
     "node_exporter": 9100,
     "backup": 8000,
+    "console": 8443,
 }
 
 
@@ -268,6 +272,18 @@ def probe_backup(context: Context) -> Answer:
     if status != http.client.UNAUTHORIZED:
         raise ProbeError(f"answers {status} to a client without a password; wanted 401")
     return Answer("answers")
+def probe_page(context: Context) -> Answer:
+    status, _ = get(context, context.port("console"), "/")
+    if status != http.client.UNAUTHORIZED:
+        raise ProbeError(f"/ answers {status} without a password; wanted 401")
+    return Answer("asks for a password")
+
+
+def probe_collector(_context: Context) -> Answer:
+    age = time.time() - CONSOLE_STATE.stat().st_mtime
+    if age > CONSOLE_LATE_S:
+        raise ProbeError(f"the page's state is {age:.0f} s old")
+    return Answer("fresh")
 
 
 SERVICES: Sequence[Service] = (
@@ -290,6 +306,8 @@ SERVICES: Sequence[Service] = (
     Service("dns", "name server", "knot.service", "knot", probe_dns),
     Service("dns", "keeper", "pst-dns.service"),
     Service("backup", "repositories", "pst-backup-server.service", "rclone", probe_backup),
+    Service("monitoring", "page", "pst-console-web.service", "nginx", probe_page),
+    Service("monitoring", "collector", "pst-console.service", probe=probe_collector),
 )
 
 

@@ -32,9 +32,9 @@ ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mongodb": (("mongodb", "main"), ("backup", "main")),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
-    "monitoring": (("monitoring", "main"),),
     "dns": (("dns", "main"),),
     "backup": (("backup", "main"), ("mongodb", "program")),
+    "monitoring": (("monitoring", "main"), ("console", "main")),
 }
 REQUIRED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways", "monitoring")
 OPTIONAL_TIERS = ("parquet", "backup", "dns")
