@@ -40,7 +40,7 @@ def site(name: str, *, leads: bool) -> dict[str, dict[str, Any]]:
             "site": name,
             "tiers": ["ib_gateways"],
             "services": [service(f"{name}-gw", "ib_gateways", "gateway", gateway)],
-            "endpoints": {"broker:1": True},
+            "endpoints": {"broker:1": 0},
         },
     }
 
@@ -94,7 +94,7 @@ def test_a_lost_first_site_is_no_reason_against_it(seen: dict[str, dict[str, Any
         ("two-app", {"trading": {"leases": {}, "guard": {"t": {"holds": True}}}}, "held where it stands by"),
         ("two-app", {"trading": {"leases": {}, "guard": None}}, "guards that wait"),
         ("two-gw", {"services": [service("two-gw", "ib_gateways", "gateway", "answers")]}, "gateways logged out"),
-        ("two-gw", {"endpoints": {"broker:1": False}}, "reached"),
+        ("two-gw", {"endpoints": {"broker:1": 124}}, "reached"),
         ("two-app", {"ages": {"redis": 301.0}}, "Redis copied"),
         ("two-app", {"ages": {"parquet": None}}, "Parquet copied"),
     ],

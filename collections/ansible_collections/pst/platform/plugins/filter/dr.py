@@ -31,4 +31,4 @@ class FilterModule:
     """Filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"dr_readiness": dr_readiness, "dr_sites": dr_sites, "dr_loss": dr.loss}
+        return {"dr_readiness": dr_readiness, "dr_sites": dr_sites, "dr_loss": dr.loss, "dr_leases": dr.leases_at}

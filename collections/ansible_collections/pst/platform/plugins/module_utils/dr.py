@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-PLACEMENTS = ("trading", "strategies", "operations")
+SHOWN = 3  # of the things that are not well, in one line
+LONGEST = 60
 
 
 class DrError(Exception):
@@ -57,7 +58,7 @@ class Host:
     outlook: Mapping[str, Any] | None = None
     trading: Mapping[str, Any] | None = None  # pst-trading status --json
     slots: Mapping[str, Any] | None = None
-    endpoints: Mapping[str, bool] | None = None
+    endpoints: Mapping[str, int] | None = None  # exit status of a try to connect
     ages: Mapping[str, float | None] | None = None  # of copies, by what: "redis", "parquet"
     reason: str = ""
 
@@ -235,7 +236,7 @@ def trading(standby: Sequence[Host], leading: Sequence[Host], sites: Sites) -> I
 
 
 def external(standby: Sequence[Host]) -> Iterator[Line]:
-    asked = {f"{name} from {host.name}": ok for host in standby for name, ok in (host.endpoints or {}).items()}
+    asked = {f"{name} from {host.name}": rc == 0 for host in standby for name, rc in (host.endpoints or {}).items()}
     if asked:
         closed = sorted(name for name, ok in asked.items() if not ok)
         yield Line("external", "reached", _of(len(asked) - len(closed), closed), f"{len(asked)}", ok=not closed)
@@ -248,7 +249,22 @@ def primary_site(leading: Sequence[Host], sites: Sites) -> Iterator[Line]:
 
 
 def _of(count: int, others: Sequence[str]) -> str:
-    return f"{count}, not {'; '.join(others)}" if others else f"{count}"
+    """Say how many, and of the others enough to begin with: status.yml has all of them."""
+    told = [text if len(text) <= LONGEST else f"{text[:LONGEST]}…" for text in others[:SHOWN]]
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return f"{count}, not {'; '.join(told)}{more}" if others else f"{count}"
+
+
+def leases_at(status: Mapping[str, Any], site: str) -> dict[str, list[str]]:
+    """The placements whose lease is taken at a site (`here`), and the others, by `pst-trading status --json`.
+
+    Generation comes first, then orders, then all else: the order in which they are stopped.
+    """
+    order = {name: number for number, name in enumerate(("strategies", "trading"))}
+    leases: Mapping[str, Any] = status.get("leases") or {}
+    names = sorted(leases, key=lambda name: (order.get(name, len(order)), name))
+    here = [name for name in names if leases[name].get("site") == site]
+    return {"here": here, "elsewhere": [name for name in names if name not in here]}
 
 
 def loss(applied: str, heard: Sequence[Mapping[str, Any]], members: Sequence[str]) -> dict[str, Any]:
