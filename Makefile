@@ -2,10 +2,11 @@
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 LAB := inventories/lab
+LAB_DR := inventories/lab_dr
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down status logs support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-restore bench docs lock clean
+.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-restore bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,15 @@ lab: venv ## the whole platform on this machine (safe to repeat)
 
 lab-down: venv ## remove exactly what `make lab` made
 	@$(PLAY) playbooks/lab-down.yml
+
+lab-dr: venv ## a second site beside the lab, which stands by (safe to repeat)
+	@ansible-playbook -i $(LAB_DR) playbooks/lab-dr.yml
+
+lab-dr-down: venv ## remove exactly what `make lab-dr` made
+	@$(PLAY) -i $(LAB_DR) playbooks/lab-dr-down.yml
+
+dr-status: venv ## whether the second site could take over now
+	@$(PLAY) -i $(LAB_DR) playbooks/dr-status.yml
 
 status: venv ## every service of the lab, with its state and version
 	@$(PLAY) playbooks/status.yml

@@ -435,6 +435,7 @@ SINGLETONS = (
     ("redis", "redis", "master of ", "master is"),
     ("ib_gateways", "gateway", "answers", "active gateway is"),
 )
+SINGLETONS_STANDBY = tuple(found for found in SINGLETONS if found[0] in ("load_balancers", "redis"))
 # Of these one at least runs on each host of the tier.
 SLOTS = {"app_nodes": ("app blue", "app green")}
 
@@ -454,16 +455,37 @@ def report(results: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Collec
             tier = next((tier for tier in order if host in groups.get(tier, ())), EVERY_HOST)
             rows.append(Row(host, tier, "-", f"no answer: {reason(result)}", ok=False))
     for site in (group for group in groups if group.startswith("site_")):
-        rows += judge(rows, site, set(results), groups)
+        if stands_by(rows, site, groups):
+            rows = [without_gateway(row) if row.host in groups[site] else row for row in rows]
+            rows += judge(rows, site, set(results), groups, SINGLETONS_STANDBY)
+        else:
+            rows += judge(rows, site, set(results), groups)
+            rows += judge_leases(rows, site, set(results), groups)
     rows.sort(key=lambda row: (order.index(row.tier), row.host))
     return [asdict(row) for row in rows]
 
 
+def stands_by(rows: Sequence[Row], site: str, groups: Mapping[str, Collection[str]]) -> bool:
+    """Whether the members of a site follow a primary that is not in it: the other site leads."""
+    states = [row.state for row in rows if row.host in groups[site] and row.service == "mongod"]
+    leaders = {state.removeprefix("secondary of ") for state in states if state.startswith("secondary of ")}
+    return bool(leaders - {"no primary"}) and not (leaders | {"no primary"}) & {*groups[site]}
+
+
+def without_gateway(row: Row) -> Row:
+    """Where a site stands by no gateway is logged in, so that the links of its application nodes end nowhere."""
+    return replace(row, state="standby", ok=True) if row.service == "link" and row.state.startswith("active") else row
+
+
 def judge(
-    rows: Sequence[Row], site: str, asked: Collection[str], groups: Mapping[str, Collection[str]]
+    rows: Sequence[Row],
+    site: str,
+    asked: Collection[str],
+    groups: Mapping[str, Collection[str]],
+    singletons: Sequence[tuple[str, str, str, str]] = SINGLETONS,
 ) -> Iterator[Row]:
     """A row for each thing of which a site has to have exactly one, and has not."""
-    for tier, service, beginning, what in SINGLETONS:
+    for tier, service, beginning, what in singletons:
         members = set(groups.get(tier, ())) & set(groups[site])
         if not members or not members <= set(asked):
             continue
@@ -474,7 +496,6 @@ def judge(
         ]
         if len(found) != 1:
             yield Row(site, tier, service, f"{what} {', '.join(found) or 'nobody'}; wanted exactly one", ok=False)
-    yield from judge_leases(rows, site, asked, groups)
 
 
 def judge_leases(
