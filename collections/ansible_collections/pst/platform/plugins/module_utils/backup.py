@@ -42,7 +42,14 @@ def jobs(
         if one["kind"] == MONGODB:
             found.append(daily("full", one["name"], times["full"]))
             minutes = int(times["oplog_minutes"])
-            found.append({"name": f"oplog-{one['name']}", "kind": "oplog", "at": f"*:0/{minutes}" if minutes < 60 else "*:00", "daily": False})
+            found.append(
+                {
+                    "name": f"oplog-{one['name']}",
+                    "kind": "oplog",
+                    "at": f"*:0/{minutes}" if minutes < 60 else "*:00",
+                    "daily": False,
+                }
+            )
         else:
             found.append(daily("files", one["name"], times["files"] if one.get("scheduled", True) else ""))
     if server:

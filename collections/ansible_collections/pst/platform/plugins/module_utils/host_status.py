@@ -266,12 +266,16 @@ def probe_dns(_context: Context) -> Answer:
     if not state["open"]:
         raise ProbeError("refuses clients until it has heard the other servers")
     return Answer(f"{settings.zone} at {', '.join(sorted(set(state['addresses'].values())))}, serial {state['serial']}")
+
+
 def probe_backup(context: Context) -> Answer:
     """It lets the site's certificates in, and asks for a password."""
     status, _ = get(context, context.port("backup"), "/")
     if status != http.client.UNAUTHORIZED:
         raise ProbeError(f"answers {status} to a client without a password; wanted 401")
     return Answer("answers")
+
+
 def probe_page(context: Context) -> Answer:
     status, _ = get(context, context.port("console"), "/")
     if status != http.client.UNAUTHORIZED:
