@@ -31,6 +31,8 @@ dr-status: venv ## whether the second site could take over now
 
 status: venv ## every service of the lab, with its state and version
 	@$(PLAY) playbooks/status.yml
+status: venv ## every service of the lab on one screen; exit status 0 when all are healthy
+	@ANSIBLE_STDOUT_CALLBACK=pst.platform.plain $(PLAY) playbooks/status.yml -e status_format=short
 
 logs: export LOG_SEARCH = $(ARGS)
 logs: venv ## search the logs of the lab's hosts and playbooks: make logs ARGS="--since 2h --order 4711"
