@@ -6,7 +6,7 @@ LAB_DR := inventories/lab_dr
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-restore bench docs lock clean
+.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-observe drill-restore bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,8 @@ drill-changes: venv ## every planned change of the lab under load: no request fa
 
 drill-restore: venv ## the lab's MongoDB loses all its disks and is restored to a named second; bad repositories are refused
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_restore.py
+drill-observe: venv ## faults on the lab: each alert fires, somebody is told, and told again at its end (OBSERVE_ONLY=RedisDown,…)
+	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_observe.py
 
 bench: venv ## time site.yml against a shell script that does the same; what agent and guard cost a node
 	@python tests/bench/bench.py
