@@ -152,6 +152,6 @@ def test_the_platforms_own_table_is_valid_and_covers_every_tier() -> None:
         "mongodb": {"mongodb", "node_exporter"},
         "redis": {"redis", "node_exporter"},
         "ib_gateways": {"ib_gateway", "node_exporter"},
-        "monitoring": {"prometheus", "node_exporter"},
+        "monitoring": {"prometheus", "node_exporter", "logs", "console", "alertmanager", "alertmanager_peers"},
         "dns": {"dns_udp", "dns_tcp", "dns_peers_udp", "dns_peers_tcp", "node_exporter"},
     }

@@ -64,7 +64,7 @@ def test_the_one_that_was_left_answered_alone_after_its_restart(host: Host) -> N
 @client
 def test_the_one_that_was_frozen_asks_before_it_answers(host: Host) -> None:
     woken = moment(host, "woken")
-    # It wakes up with questions in its hands; then it looks, at the latest after a second, and what a busy machine adds.
+    # It wakes up with questions in its hands; then it looks, at the latest after a second and what a busy machine adds.
     later = [what for at, what in answers(host, "ns2") if at > woken + 3]
     assert set(later) <= {"none", ONE}
     assert later[-1] == ONE
