@@ -22,9 +22,11 @@ def test_a_name_is_the_virtual_address_for_a_few_seconds(name: str) -> None:
     assert rrset.ttl <= 10
 
 
-def test_nobody_copies_or_changes_the_zone_without_the_key() -> None:
+def test_nobody_copies_the_zone_without_the_key() -> None:
     query = dns.message.make_query(ZONE, "AXFR")
-    assert dns.query.tcp(query, SERVER, timeout=5).rcode() == dns.rcode.NOTAUTH
+    answer = dns.query.tcp(query, SERVER, timeout=5)
+    assert answer.rcode() in {dns.rcode.NOTAUTH, dns.rcode.REFUSED}
+    assert not answer.answer
 
 
 def test_a_redirect_to_where_the_names_are_changes_nothing() -> None:
@@ -35,4 +37,5 @@ def test_a_redirect_to_where_the_names_are_changes_nothing() -> None:
 def test_a_site_that_is_not_known_is_refused_before_anything_changes() -> None:
     run = lab.playbook("dns-redirect", "-e", "dns_redirect_site=elsewhere")
     assert run.code != 0
-    assert "seen elsewhere; wanted one of dns_sites, lab" in run.output
+    # Ansible folds long lines.
+    assert "seen elsewhere; wanted one of dns_sites, lab" in " ".join(run.output.split())
