@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.pst.platform.plugins.module_utils import gluster as rules
 from ansible_collections.pst.platform.plugins.module_utils.gluster import Gluster, GlusterError, Wanted
 from ansible_collections.pst.platform.plugins.module_utils.units import Completed
@@ -47,7 +48,8 @@ class Daemon:
         if words[:2] == ["pool", "list"]:
             peers = {"localhost": True, **self.peers}
             return good + "".join(
-                f"<peer><uuid>{self.uuid if name == 'localhost' else 'uuid-' + name[0]}</uuid><hostname>{name}</hostname>"
+                f"<peer><uuid>{self.uuid if name == 'localhost' else 'uuid-' + name[0]}</uuid>"
+                f"<hostname>{name}</hostname>"
                 f"<connected>{int(up)}</connected></peer>"
                 for name, up in peers.items()
             )
@@ -68,7 +70,9 @@ class Daemon:
             self.volume["bricks"] = dict.fromkeys(self.volume["bricks"], True)
         elif words[1] == "info":
             bricks = "".join(f"<brick><name>{name}</name></brick>" for name in self.volume["bricks"])
-            options = "".join(f"<option><name>{k}</name><value>{v}</value></option>" for k, v in self.volume["options"].items())
+            options = "".join(
+                f"<option><name>{k}</name><value>{v}</value></option>" for k, v in self.volume["options"].items()
+            )
             status = "Started" if self.volume["started"] else "Created"
             return f"{good}<volume><id>{VOLUME_ID}</id><statusStr>{status}</statusStr>{bricks}{options}</volume>"
         elif words[1] == "status":
@@ -80,8 +84,15 @@ class Daemon:
 
 
 @pytest.fixture
-def daemon() -> Daemon:
-    return Daemon()
+def daemon(monkeypatch) -> Daemon:
+    made = Daemon()
+
+    def runs(gluster: Gluster) -> bool:
+        assert made.volume is not None
+        return bool(made.volume["bricks"].get(f"a.t:{gluster.wanted.brick}"))
+
+    monkeypatch.setattr(Gluster, "_runs", runs)
+    return made
 
 
 def on(daemon: Daemon, brick: str = "/srv/parquet/brick", members: Sequence[str] = MEMBERS) -> Gluster:
@@ -98,8 +109,17 @@ def test_a_volume_is_formed_and_then_nothing_is_left_to_do(daemon):
     gluster = on(daemon)
     assert "volume parquet does not exist" in gluster.look().lacks(gluster.wanted)
     done = gluster.form(10)
-    assert done == ["probed b.t", "probed c.t", "created the volume", "set client.ssl, network.ping-timeout", "started the volume"]
-    assert "volume create parquet replica 3 a.t:/srv/parquet/brick b.t:/srv/parquet/brick c.t:/srv/parquet/brick" in daemon.said
+    assert done == [
+        "probed b.t",
+        "probed c.t",
+        "created the volume",
+        "set client.ssl, network.ping-timeout",
+        "started the volume",
+    ]
+    assert (
+        "volume create parquet replica 3 a.t:/srv/parquet/brick b.t:/srv/parquet/brick c.t:/srv/parquet/brick"
+        in daemon.said
+    )
     assert gluster.look().lacks(gluster.wanted) == []
     daemon.said.clear()
     assert gluster.form(10) == []
@@ -114,7 +134,11 @@ def test_one_member_makes_a_volume_without_copies(daemon):
 def test_what_was_begun_is_finished(daemon):
     gluster = on(daemon)
     daemon.peers["b.t"] = True
-    daemon.volume = {"started": False, "bricks": dict.fromkeys(gluster.wanted.bricks, False), "options": {"client.ssl": "on"}}
+    daemon.volume = {
+        "started": False,
+        "bricks": dict.fromkeys(gluster.wanted.bricks, False),
+        "options": {"client.ssl": "on"},
+    }
     assert gluster.look().lacks(gluster.wanted) == [
         "c.t is no peer",
         "option network.ping-timeout is not set, wanted 5",
@@ -133,6 +157,29 @@ def test_a_brick_that_died_is_started(daemon):
     assert daemon.said[-1] == "volume start parquet force"
 
 
+def test_whether_a_brick_runs_is_read_from_its_process(tmp_path, monkeypatch):
+    gluster = Gluster(Wanted("parquet", MEMBERS, "a.t", "/srv/parquet/brick", {}))
+    monkeypatch.setattr(rules, "PIDS", tmp_path)
+    assert not gluster._runs()
+    (tmp_path / "parquet").mkdir()
+    (tmp_path / "parquet/a.t-srv-parquet-brick.pid").write_text(f"{os.getpid()}\n")
+    assert not gluster._runs(), "another process has its number"
+
+
+def test_a_busy_cluster_is_asked_again(daemon):
+    gluster, refusals = on(daemon), [2]
+    answer = daemon.answer
+
+    def busy(words: list[str]) -> str:
+        if words[:2] == ["peer", "probe"] and refusals[0]:
+            refusals[0] -= 1
+            return "<opRet>-1</opRet><opErrstr>Another transaction is in progress. Please try again</opErrstr>"
+        return answer(words)
+
+    daemon.answer = busy  # type: ignore[method-assign]
+    assert gluster.form(10)[0] == "probed b.t"
+
+
 def test_another_hosts_dead_brick_is_not_this_hosts_to_tell(daemon):
     gluster = on(daemon)
     gluster.form(10)
@@ -143,14 +190,16 @@ def test_another_hosts_dead_brick_is_not_this_hosts_to_tell(daemon):
 
 def test_a_peer_that_does_not_connect_is_named(daemon):
     daemon.peers = {"b.t": True, "c.t": False}
-    with pytest.raises(GlusterError, match="c.t: peers are not connected after 3 s"):
+    with pytest.raises(GlusterError, match=r"c\.t: peers are not connected after 3 s"):
         on(daemon).form(3)
 
 
 def test_members_are_not_exchanged_by_a_variable(daemon):
     on(daemon).form(10)
-    changed = Gluster(Wanted("parquet", ["a.t", "b.t", "d.t"], "a.t", "/srv/parquet/brick", OPTIONS), daemon.run, lambda _: None)
-    with pytest.raises(GlusterError, match="has the bricks c.t:/srv/parquet/brick, wanted none but"):
+    changed = Gluster(
+        Wanted("parquet", ["a.t", "b.t", "d.t"], "a.t", "/srv/parquet/brick", OPTIONS), daemon.run, lambda _: None
+    )
+    with pytest.raises(GlusterError, match=r"has the bricks c\.t:/srv/parquet/brick, wanted none but"):
         changed.form(10)
 
 
@@ -180,8 +229,11 @@ def test_a_member_that_lost_its_disk_takes_its_place_again(daemon, tmp_path, mar
     assert rules.IDENTITY.read_text() == "UUID=uuid-a\noperating-version=100000\n"
     assert marks[str(brick)] == bytes.fromhex(VOLUME_ID.replace("-", ""))
     assert daemon.said == [
-        "systemctl stop glusterd.service", "systemctl start glusterd.service", "peer probe b.t", "systemctl restart glusterd.service",
-    ]  # fmt: skip
+        "systemctl stop glusterd.service",
+        "systemctl start glusterd.service",
+        "peer probe b.t",
+        "systemctl restart glusterd.service",
+    ]
 
 
 def test_one_that_lost_its_brick_alone_gets_an_empty_one(daemon, tmp_path, marks):
@@ -206,5 +258,7 @@ def test_a_folder_with_somebodys_files_is_left_alone(daemon, tmp_path, marks):
 def test_a_host_of_another_pool_is_refused(daemon):
     gluster = on(daemon)
     gluster.form(10)
-    with pytest.raises(GlusterError, match="this host is uuid-a and knows a volume parquet; the others know it as uuid-z"):
+    with pytest.raises(
+        GlusterError, match="this host is uuid-a and knows a volume parquet; the others know it as uuid-z"
+    ):
         gluster.rejoin("uuid-z", VOLUME_ID, "b.t", 10)

@@ -1,7 +1,7 @@
-"""Rewrites the files of the store in place, as pysystemtrade does, and says in a log of this host what it was told is written.
+"""Rewrites the files of the store in place, as pysystemtrade does, and logs on this host what it was told is written.
 
-Every file begins with who wrote it, when by count, and the hash of the rest: a torn one is seen. `history` gets a line for each
-acknowledged write: the epochs in it never go down, or a host wrote that held the lease no more.
+Every file begins with who wrote it, when by count, and the hash of the rest: a torn one is seen. `history` gets a line
+for each acknowledged write: the epochs in it never go down, or a host wrote that held the lease no more.
 """
 
 import hashlib
@@ -41,7 +41,10 @@ def main() -> None:
                 outcome = "ok"
             except OSError as error:
                 outcome = repr(error)
-            log.write(json.dumps({"at": began, "took": time.time() - began, "epoch": EPOCH, "n": number, "outcome": outcome}) + "\n")
+            log.write(
+                json.dumps({"at": began, "took": time.time() - began, "epoch": EPOCH, "n": number, "outcome": outcome})
+                + "\n"
+            )
             time.sleep(0.1)
 
 

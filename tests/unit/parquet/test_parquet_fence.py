@@ -44,7 +44,7 @@ def test_settings_that_are_wrong_are_named(tmp_path):
     path.write_text(json.dumps({**DOCUMENT, "address": "fe80::1", "brik": "/x"}))
     with pytest.raises(SettingsError) as error:
         settings.load(path)
-    assert "address: seen \"fe80::1\", wanted an IPv4 address" in str(error.value)
+    assert 'address: seen "fe80::1", wanted an IPv4 address' in str(error.value)
     assert "brik: is not a setting" in str(error.value)
 
 
@@ -170,6 +170,7 @@ def test_mounts_that_are_missing_or_writable_are_told(tmp_path, text, problem):
     table = tmp_path / "mountinfo"
     table.write_text(text)
     assert store.mount_problem("/srv/parquet/store", "/var/lib/pst/parquet", table) == problem
+    assert store.writable("/var/lib/pst/parquet", table) == (text == MOUNTS.format("rw,relatime"))
 
 
 def test_a_write_is_tried_and_leaves_nothing(tmp_path):
@@ -184,14 +185,16 @@ STATUS = """<cliOutput><opRet>0</opRet><volStatus><volumes><volume><volName>parq
 <node><hostname>Self-heal Daemon</hostname><path>localhost</path><status>1</status></node>
 </volume></volumes></volStatus></cliOutput>"""
 HEAL = """<cliOutput><opRet>0</opRet><healInfo><bricks>
-<brick hostUuid="1"><name>a.t:/srv/parquet/brick</name><status>Connected</status><numberOfEntries>3</numberOfEntries></brick>
-<brick hostUuid="-"><name>b.t:/srv/parquet/brick</name><status>Not connected</status><numberOfEntries>-</numberOfEntries></brick>
+<brick hostUuid="1"><name>a.t:/x</name><status>Connected</status><numberOfEntries>3</numberOfEntries></brick>
+<brick hostUuid="-"><name>b.t:/x</name><status>Not connected</status><numberOfEntries>-</numberOfEntries></brick>
 </bricks></healInfo></cliOutput>"""
 
 
 def test_the_state_of_the_volume_is_read(monkeypatch):
     answers = {"status": STATUS, "heal": HEAL}
-    monkeypatch.setattr(gluster.subprocess, "run", lambda command, **_: type("Done", (), {"stdout": answers[command[3]]}))
+    monkeypatch.setattr(
+        gluster.subprocess, "run", lambda command, **_: type("Done", (), {"stdout": answers[command[3]]})
+    )
     seen = gluster.volume("parquet")
     assert seen.bricks == {"a.t:/srv/parquet/brick": True, "b.t:/srv/parquet/brick": False}
     assert seen.pending == 3
@@ -199,6 +202,9 @@ def test_the_state_of_the_volume_is_read(monkeypatch):
 
 def test_a_refusal_of_gluster_is_an_error(monkeypatch):
     refused = "<cliOutput><opRet>-1</opRet><opErrstr>Another transaction is in progress</opErrstr></cliOutput>"
+    waited: list[float] = []
+    monkeypatch.setattr(gluster.time, "sleep", waited.append)
     monkeypatch.setattr(gluster.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": refused}))
     with pytest.raises(gluster.GlusterError, match="Another transaction"):
         gluster.volume("parquet")
+    assert len(waited) == gluster.TRIES

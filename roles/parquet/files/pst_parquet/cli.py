@@ -1,6 +1,7 @@
 """The command line of the Parquet store on a host.
 
-Exit codes: 0 done or in health; 1 not, the message says why; 2 wrong arguments; 78 (EX_CONFIG) the settings cannot be used.
+Exit codes: 0 done or in health; 1 not, the message says why; 2 wrong arguments; 78 (EX_CONFIG) the settings cannot be
+used.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         code: int = options.run(settings.load(options.settings), options)
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return BAD_CONFIGURATION
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a thread may wait for the file system for ever
 
 
-def fence(known: Settings, options: argparse.Namespace) -> int:
+def fence(known: Settings, _options: argparse.Namespace) -> int:
     """Let the other hosts reach the brick while they are clean, and tell them whether this one is."""
     from .fence import main as run  # noqa: PLC0415
 
@@ -55,10 +56,14 @@ def check(known: Settings, options: argparse.Namespace) -> int:
     """Wait until the store takes a write of this host; before a process of trading starts."""
 
     def problem() -> str:
-        return store.mount_problem(known.store, known.public) or store.write_problem(known.store, known.host, WRITE_S)
+        # In the unit of a process the public folder is writable; there the rest of the host is not.
+        inside = store.writable(known.public)
+        path = known.public if inside else known.store
+        missing = "" if inside else store.mount_problem(known.store, known.public)
+        return missing or store.write_problem(path, known.host, WRITE_S)
 
     if left := wait_until(problem, options.wait):
-        print(f"the Parquet store cannot be written: {left}", file=sys.stderr)
+        _complain(f"the Parquet store cannot be written: {left}")
     return 1 if left else 0
 
 
@@ -66,10 +71,10 @@ def status(known: Settings, options: argparse.Namespace) -> int:
     """Say what is wrong with the store as this host sees it."""
     found = look(known)
     if options.json:
-        print(json.dumps(found))
+        _say(json.dumps(found))
     else:
         for line in found["problems"] or ["in health"]:
-            print(line)
+            _say(line)
     return 1 if found["problems"] else 0
 
 
@@ -98,6 +103,14 @@ def look(known: Settings) -> dict[str, Any]:
         if volume.pending:
             problems.append(f"{volume.pending} entries wait to be healed, wanted 0")
     return {**result, "problems": [problem for problem in problems if problem]}
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def parser() -> argparse.ArgumentParser:

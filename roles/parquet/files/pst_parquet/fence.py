@@ -1,7 +1,7 @@
 """The fence: this host's claim to be clean, and the kernel's rule that lets the others reach the brick.
 
-The rule is a set of addresses, each with a time after which the kernel drops it: a fence that dies, or hangs, or does not
-reach MongoDB, closes by itself.
+The rule is a set of addresses, each with a time after which the kernel drops it: a fence that dies, or hangs, or does
+not reach MongoDB, closes by itself.
 """
 
 from __future__ import annotations

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 CLI_S = 30
+BUSY = "Another transaction is in progress"
+BUSY_S = 0.5
+TRIES = 20
 
 
 class GlusterError(Exception):
@@ -22,11 +26,24 @@ class Volume:
 
 
 def ask(*words: str) -> ET.Element:
-    """Return the answer of `gluster … --xml`."""
+    """Return the answer of `gluster … --xml`; asked again where another host's question has the cluster's lock."""
+    for _ in range(TRIES):
+        try:
+            return _ask(*words)
+        except GlusterError as error:
+            if BUSY not in str(error):
+                raise
+            time.sleep(BUSY_S)
+    return _ask(*words)
+
+
+def _ask(*words: str) -> ET.Element:
     command = ["/usr/sbin/gluster", "--mode=script", *words, "--xml"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CLI_S)
-        answer = ET.fromstring(done.stdout)
+        done = subprocess.run(  # noqa: S603  no shell, our own words
+            command, capture_output=True, text=True, check=False, timeout=CLI_S
+        )
+        answer = ET.fromstring(done.stdout)  # noqa: S314  of root's own daemon
     except subprocess.TimeoutExpired as error:
         raise GlusterError(f"{' '.join(command)}: not finished after {CLI_S} s") from error
     except (OSError, ET.ParseError) as error:

@@ -1,17 +1,17 @@
 """Which hosts may reach the bricks of the others. The rules, without I/O.
 
-The lease says who may write, and the guard has what writes dead before the lease ends. Neither stops the write of a host
-that was frozen with it, or one that hangs in the kernel of a host whose process cannot be killed. So each host lets the
-others reach its brick only for a few seconds at a time, after they were seen to be *clean*, and its kernel ends that
-time by itself. A host is clean when nothing runs in the slice of a placement without a grant of its lease.
+The lease says who may write, and the guard has what writes dead before the lease ends. Neither stops the write of a
+host that was frozen with it, or one that hangs in the kernel of a host whose process cannot be killed. So each host
+lets the others reach its brick only for a few seconds at a time, after they were seen to be *clean*, and its kernel
+ends that time by itself. A host is clean when nothing runs in the slice of a placement without a grant of its lease.
 
-Each host has a document in `pst.parquet_members` and renews it. Why no write of an old holder reaches a brick of another
-host after the lease has a new one:
+Each host has a document in `pst.parquet_members` and renews it. Why no write of an old holder reaches a brick of
+another host after the lease has a new one:
 
 - A renewal says for how long it is good: at most until the earliest grant of this host ends, counted from before it was
   looked, less `DELAY_S`.
-- The server takes a renewal only within `DELAY_S` of the one before, by its own clock: what was judged before a freeze and
-  is sent after it comes too late. Whoever comes too late joins again, which by itself allows nothing.
+- The server takes a renewal only within `DELAY_S` of the one before, by its own clock: what was judged before a freeze
+  and is sent after it comes too late. Whoever comes too late joins again, which by itself allows nothing.
 - A host counts the time of a renewal from when its last read *began* that did not show it yet.
 
 Without a clock that jumps on the server that is exact, and no two clocks are compared.

@@ -6,10 +6,11 @@ import os
 import threading
 from pathlib import Path
 
+MOUNTS = Path("/proc/self/mountinfo")
 PROBE = ".pst-probe"
 
 
-def mounts(table: Path = Path("/proc/self/mountinfo")) -> dict[str, tuple[str, bool]]:
+def mounts(table: Path = MOUNTS) -> dict[str, tuple[str, bool]]:
     """Return type and whether it is read-only of what is mounted last on each path."""
     found = {}
     for line in table.read_text().splitlines():
@@ -19,7 +20,12 @@ def mounts(table: Path = Path("/proc/self/mountinfo")) -> dict[str, tuple[str, b
     return found
 
 
-def mount_problem(store: str, public: str, table: Path = Path("/proc/self/mountinfo")) -> str:
+def writable(path: str, table: Path = MOUNTS) -> bool:
+    """Say whether the volume is mounted there to be written."""
+    return mounts(table).get(path) == ("fuse.glusterfs", False)
+
+
+def mount_problem(store: str, public: str, table: Path = MOUNTS) -> str:
     """Return what is wrong with the two mounts, if anything."""
     there = mounts(table)
     if there.get(store, ("nothing", False))[0] != "fuse.glusterfs":

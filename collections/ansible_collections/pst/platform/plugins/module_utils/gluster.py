@@ -1,6 +1,6 @@
 # Copyright: the pst platform team
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A replicated GlusterFS volume with one brick per member: what it lacks, how it is formed, how a lost member comes back.
+"""A replicated GlusterFS volume, a brick on each member: what it lacks, how it is formed, how a lost member comes back.
 
 Nothing is remembered between runs: all is read from the daemons. Every step may be repeated.
 """
@@ -23,6 +23,9 @@ POLL_S = 1.0
 IDENTITY = Path("/var/lib/glusterd/glusterd.info")
 VOLUME_ID = "trusted.glusterfs.volume-id"
 UNIT = "glusterd.service"
+PIDS = Path("/run/gluster/vols")
+BUSY = "Another transaction is in progress"
+TRIES = 30
 
 
 class GlusterError(Exception):
@@ -56,7 +59,7 @@ class Seen:
     started: bool = False
     bricks: Sequence[str] = ()
     options: Mapping[str, str] = field(default_factory=dict)
-    down: Sequence[str] = ()  # bricks that do not run
+    down: Sequence[str] = ()  # the brick of this host, where it does not run
 
     def lacks(self, wanted: Wanted) -> list[str]:
         """Return what is not as it is wanted, in words."""
@@ -73,8 +76,7 @@ class Seen:
         ]
         if not self.started:
             found.append(f"volume {wanted.volume} is not started")
-        own = f"{wanted.own_name}:{wanted.brick}"
-        return found + ([f"brick {own} does not run"] if own in self.down else [])
+        return found + [f"brick {brick} does not run" for brick in self.down]
 
     def strangers(self, wanted: Wanted) -> list[str]:
         """Return the bricks that are in the volume and not wanted: data that nobody may throw away by a variable."""
@@ -109,6 +111,7 @@ class Gluster:
             info = self._ask("volume", "info", self.wanted.volume)
         except GlusterError:
             return Seen(True, own, pool, connected)
+        own_brick = f"{self.wanted.own_name}:{self.wanted.brick}"
         volume = info.find(".//volume")
         if volume is None:
             return Seen(True, own, pool, connected)
@@ -121,10 +124,21 @@ class Gluster:
             started=volume.findtext("statusStr") == "Started",
             bricks=[brick.findtext("name", "") for brick in volume.iter("brick")],
             options={o.findtext("name", ""): o.findtext("value", "") for o in volume.iter("option")},
-            down=self._down() if volume.findtext("statusStr") == "Started" else (),
+            # Of its own brick a host can tell without a lock on the whole cluster, which `volume status` takes.
+            down=() if volume.findtext("statusStr") != "Started" or self._runs() else (own_brick,),
         )
 
-    def _down(self) -> list[str]:
+    def _runs(self) -> bool:
+        """Say whether the brick of this host runs."""
+        path = self.wanted.brick.lstrip("/").replace("/", "-")
+        try:
+            pid = int((PIDS / self.wanted.volume / f"{self.wanted.own_name}-{path}.pid").read_text())
+            return "glusterfsd" in Path(f"/proc/{pid}/cmdline").read_text()
+        except (OSError, ValueError):
+            return False
+
+    def down(self) -> list[str]:
+        """Return the bricks of the volume, on all members, that do not run."""
         status = self._ask("volume", "status", self.wanted.volume)
         return [
             f"{node.findtext('hostname')}:{node.findtext('path')}"
@@ -141,7 +155,7 @@ class Gluster:
         if strangers := seen.strangers(self.wanted):
             raise GlusterError(
                 f"volume {self.wanted.volume} has the bricks {', '.join(strangers)}, wanted none but "
-                f"{', '.join(self.wanted.bricks)}: members are not exchanged by a variable, see docs/runbooks/parquet-store.md"
+                f"{', '.join(self.wanted.bricks)}: members are not exchanged by a variable"
             )
         for name in self.wanted.members:
             if name not in (self.wanted.own_name, *seen.pool):
@@ -161,10 +175,10 @@ class Gluster:
         if not seen.started:
             self._ask("volume", "start", self.wanted.volume)
             done.append("started the volume")
-        elif seen.down:
+        elif down := self.down():
             self._ask("volume", "start", self.wanted.volume, "force")
-            done.append(f"started {', '.join(seen.down)}")
-        self._await(lambda: list(self.look().down), "bricks do not run", timeout)
+            done.append(f"started {', '.join(down)}")
+        self._await(self.down, "bricks do not run", timeout)
         return done
 
     def _absent(self) -> list[str]:
@@ -178,8 +192,8 @@ class Gluster:
         seen = self.look()
         if seen.volume_id and seen.uuid != uuid:
             raise GlusterError(
-                f"this host is {seen.uuid} and knows a volume {self.wanted.volume}; the others know it as {uuid}. Wanted: "
-                "one of them, or no volume here"
+                f"this host is {seen.uuid} and knows a volume {self.wanted.volume}; the others know it as {uuid}. "
+                "Wanted: one of them, or no volume here"
             )
         if seen.uuid != uuid:
             self._identify(uuid)
@@ -187,7 +201,9 @@ class Gluster:
         if not seen.volume_id:
             self._ask("peer", "probe", through)
             self._systemctl("restart")
-            self._await(lambda: [] if self.look().volume_id else [self.wanted.volume], "not learnt from the others", timeout)
+            self._await(
+                lambda: [] if self.look().volume_id else [self.wanted.volume], "not learnt from the others", timeout
+            )
             done.append(f"learnt the volume from {through}")
         if self.prepare(volume_id):
             done.append("prepared an empty brick")
@@ -226,13 +242,28 @@ class Gluster:
     # The command line -------------------------------------------------------------------------------------------------
 
     def _ask(self, *words: str) -> ET.Element:
+        """Ask, again where another host's question has the cluster's lock."""
+        for _ in range(TRIES):
+            try:
+                return self._ask_once(*words)
+            except GlusterError as error:
+                if BUSY not in str(error):
+                    raise
+                self._wait(POLL_S)
+        return self._ask_once(*words)
+
+    def _ask_once(self, *words: str) -> ET.Element:
         done = self._run([PROGRAM, "--mode=script", *words, "--xml"], CALL_S)
         try:
-            answer = ET.fromstring(done.out)
+            answer = ET.fromstring(done.out)  # noqa: S314  of root's own daemon
         except ET.ParseError:
-            raise GlusterError(f"gluster {' '.join(words)}: {done.err.strip() or done.out.strip() or done.code}") from None
+            raise GlusterError(
+                f"gluster {' '.join(words)}: {done.err.strip() or done.out.strip() or done.code}"
+            ) from None
         if answer.findtext("opRet", "-1") != "0":
-            raise GlusterError(f"gluster {' '.join(words)}: {answer.findtext('opErrstr') or answer.findtext('output') or done.code}")
+            raise GlusterError(
+                f"gluster {' '.join(words)}: {answer.findtext('opErrstr') or answer.findtext('output') or done.code}"
+            )
         return answer
 
     def _systemctl(self, verb: str) -> None:

@@ -10,8 +10,9 @@ module: gluster_volume
 short_description: A replicated GlusterFS volume with one brick per member
 description:
   - V(look) says what this host's daemon knows, and in RV(lacks) what is not as it is wanted.
-  - V(formed) makes the pool, the volume and its options, and starts what does not run. On one member, which has the volume where any has.
-  - V(rejoined) gives a member that lost its disk the identity that the others know it by, the volume, and an empty brick.
+  - V(formed) makes the pool, the volume and its options, and starts what does not run. On one member, which has the
+    volume where any has.
+  - V(rejoined) gives a member that lost its disk the identity that the others know it by, the volume, an empty brick.
   - V(healed) has the whole volume compared, as after V(rejoined).
   - Never removes or exchanges a brick.
 version_added: 0.1.0
