@@ -16,6 +16,8 @@ from ansible.template import trust_as_template
 
 from ansible_collections.pst.platform.plugins.module_utils.files import SOURCES, problems_of
 
+# For templates of files that have braces of their own.
+BRACKETS = {"variable_start_string": "[[", "variable_end_string": "]]"}
 MANAGED = "Managed by Ansible ({}): a change made here is overwritten."
 
 
@@ -46,7 +48,7 @@ class ActionModule(ActionBase):
 
     def _sent(self, entry: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Return the entry as the module wants it: with its content instead of a source."""
-        sent = {key: value for key, value in entry.items() if key not in (*SOURCES, "when")}
+        sent = {key: value for key, value in entry.items() if key not in (*SOURCES, "brackets", "when")}
         if entry.get("state", "file") != "file":
             return sent
         content = self._content(entry, task_vars)
@@ -80,9 +82,10 @@ class ActionModule(ActionBase):
             searchpath=[folder for place in search for folder in (os.path.join(place, "templates"), place)],
             available_variables=variables,
         )
+        brackets = boolean(entry.get("brackets", False))
         rendered = templar.template(
             trust_as_template(self._loader.get_text_file_contents(path)),
             escape_backslashes=False,
-            overrides={"trim_blocks": True, "lstrip_blocks": False},
+            overrides={"trim_blocks": True, "lstrip_blocks": False, **(BRACKETS if brackets else {})},
         )
         return "" if rendered is None else str(rendered)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 STATES = ("file", "directory", "link", "absent")
 SOURCES = ("template", "content", "src")
 KEYS = {
-    "file": {*SOURCES, "owner", "group", "mode", "secret", "validate", "force"},
+    "file": {*SOURCES, "brackets", "owner", "group", "mode", "secret", "validate", "force"},
     "directory": {"owner", "group", "mode"},
     "link": {"target"},
     "absent": set[str](),

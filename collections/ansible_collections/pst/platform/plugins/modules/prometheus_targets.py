@@ -31,7 +31,10 @@ options:
     required: true
     suboptions:
       targets: {description: Addresses and ports., type: list, elements: str, required: true}
-      labels: {description: Labels; C(job) is needed., type: dict, required: true}
+      labels:
+        description: Labels; C(job) is needed, C(instance) where it is not the address that is asked.
+        type: dict
+        required: true
   timeout:
     description: Bound of one request, in seconds.
     type: float
@@ -100,7 +103,9 @@ def main() -> None:
             return bytes(answer.read())
 
     expected = [
-        Target(group["labels"]["job"], instance) for group in options["targets"] for instance in group["targets"]
+        Target(group["labels"]["job"], group["labels"].get("instance", address))
+        for group in options["targets"]
+        for address in group["targets"]
     ]
     try:
         module.exit_json(changed=False, up=wait_up(expected, fetch, options["wait"]))
