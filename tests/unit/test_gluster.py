@@ -105,6 +105,21 @@ def test_a_host_without_glusterfs_says_so(daemon):
     assert gluster.look().lacks(gluster.wanted) == ["glusterd does not answer"]
 
 
+def test_one_that_comes_up_is_waited_for(daemon, monkeypatch, tmp_path):
+    monkeypatch.setattr(rules, "PROGRAM", tmp_path)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        daemon.running = len(waited) == 3
+
+    daemon.running = False
+    gluster = Gluster(Wanted("parquet", MEMBERS, "a.t", "/srv/parquet/brick", OPTIONS), daemon.run, wait)
+    assert gluster.look(patience=2).answers is False
+    waited.clear()
+    assert gluster.look(patience=10).answers
+
+
 def test_a_volume_is_formed_and_then_nothing_is_left_to_do(daemon):
     gluster = on(daemon)
     assert "volume parquet does not exist" in gluster.look().lacks(gluster.wanted)

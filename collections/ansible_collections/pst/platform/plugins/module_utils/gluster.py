@@ -17,7 +17,7 @@ from typing import Any
 
 from ansible_collections.pst.platform.plugins.module_utils.units import Run, run
 
-PROGRAM = "/usr/sbin/gluster"
+PROGRAM = Path("/usr/sbin/gluster")
 CALL_S = 120.0
 POLL_S = 1.0
 IDENTITY = Path("/var/lib/glusterd/glusterd.info")
@@ -93,12 +93,17 @@ class Gluster:
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    def look(self) -> Seen:
-        """Return what the daemon knows; it may not be there yet."""
-        try:
-            peers = self._ask("pool", "list")
-        except GlusterError:
-            return Seen()
+    def look(self, patience: float = 0.0) -> Seen:
+        """Return what the daemon knows; it may not be there yet. One that comes up is waited for so many seconds."""
+        while True:
+            try:
+                peers = self._ask("pool", "list")
+                break
+            except (GlusterError, OSError):
+                if patience <= 0 or not PROGRAM.exists():
+                    return Seen()
+            self._wait(POLL_S)
+            patience -= POLL_S
         pool, connected, own = {}, [], ""
         for peer in peers.iter("peer"):
             name, uuid = peer.findtext("hostname", ""), peer.findtext("uuid", "")
@@ -253,7 +258,7 @@ class Gluster:
         return self._ask_once(*words)
 
     def _ask_once(self, *words: str) -> ET.Element:
-        done = self._run([PROGRAM, "--mode=script", *words, "--xml"], CALL_S)
+        done = self._run([str(PROGRAM), "--mode=script", *words, "--xml"], CALL_S)
         try:
             answer = ET.fromstring(done.out)  # noqa: S314  of root's own daemon
         except ET.ParseError:

@@ -92,7 +92,7 @@ def main() -> None:
             elif p["state"] == "healed":
                 gluster.heal()
                 done = ["began to heal"]
-        seen = gluster.look()
+        seen = gluster.look(patience=p["timeout"])
     except (GlusterError, OSError) as error:
         module.fail_json(msg=str(error))
     lacks = seen.lacks(gluster.wanted)
