@@ -243,6 +243,7 @@ def test_a_member_that_lost_its_disk_takes_its_place_again(daemon, tmp_path, mar
     assert done == ["took the identity uuid-a", "learnt the volume from b.t", "prepared an empty brick"]
     assert rules.IDENTITY.read_text() == "UUID=uuid-a\noperating-version=100000\n"
     assert marks[str(brick)] == bytes.fromhex(VOLUME_ID.replace("-", ""))
+    assert [path.name for path in brick.iterdir()] == [".glusterfs"]
     assert daemon.said == [
         "systemctl stop glusterd.service",
         "systemctl start glusterd.service",

@@ -22,6 +22,7 @@ CALL_S = 120.0
 POLL_S = 1.0
 IDENTITY = Path("/var/lib/glusterd/glusterd.info")
 VOLUME_ID = "trusted.glusterfs.volume-id"
+INSIDE = ".glusterfs"
 UNIT = "glusterd.service"
 PIDS = Path("/run/gluster/vols")
 BUSY = "Another transaction is in progress"
@@ -223,11 +224,13 @@ class Gluster:
             there = os.getxattr(brick, VOLUME_ID)
         except OSError:
             there = b""
-        if there == mark:
+        inside = brick / INSIDE
+        if there == mark and inside.is_dir():
             return False
-        if there or any(brick.iterdir()):
+        if there != mark and (there or any(brick.iterdir())):
             raise GlusterError(f"{brick}: seen files of something else, wanted an empty folder or this volume's brick")
         os.setxattr(brick, VOLUME_ID, mark)
+        inside.mkdir(mode=0o700, exist_ok=True)  # the brick's process does not start without it
         return True
 
     def _identify(self, uuid: str) -> None:
