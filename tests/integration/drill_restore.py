@@ -170,7 +170,7 @@ def full_disk() -> Iterator[None]:
     try:
         yield
     finally:
-        lab.ssh(lab.MONGODB[0], f"umount {folder}")
+        lab.ssh(lab.MONGODB[0], f"umount {folder} && rmdir {folder}")
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,12 @@ def quoted(text: str) -> str:
     return text.replace("'", "'\\''")
 
 
-def engine(*command: str) -> str:
+def engine(*command: str, stdin: str | None = None, timeout: float = 60) -> str:
     """Ask the container engine: `pause` hangs a host, `kill` cuts its power."""
-    return subprocess.run(["docker", *command], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    words = ["docker", *command]
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
 
 
 def container(host: str) -> str:

@@ -15,9 +15,11 @@ password = Path("/etc/pst/backup/secrets/backup-mongodb.password").read_text()
 login = base64.b64encode(f"backup-mongodb:{password}".encode()).decode()
 connection = http.client.HTTPSConnection("keeper.backup.pst.test", 8000, context=context, timeout=20)
 try:
-    connection.request(method, path, headers={"Authorization": f"Basic {login}"} if "password" in with_what else {})
+    headers = {"Accept": "application/vnd.x.restic.rest.v2"}
+    headers |= {"Authorization": f"Basic {login}"} if "password" in with_what else {}
+    connection.request(method, path, headers=headers)
     answer = connection.getresponse()
 except OSError as error:
     sys.stdout.write(f"refused {error}\n")
 else:
-    sys.stdout.write(f"{answer.status} {answer.read(1000).decode(errors='replace')}\n")
+    sys.stdout.write(f"{answer.status} {answer.read().decode(errors='replace')}\n")

@@ -19,7 +19,7 @@ full-disk)
     mkdir -p /var/lib/pst-backup/restore
     mount -t tmpfs -o size=1m,mode=0777 tmpfs /var/lib/pst-backup/restore
     restore full-disk
-    umount /var/lib/pst-backup/restore
+    umount /var/lib/pst-backup/restore && rmdir /var/lib/pst-backup/restore
     ;;
 damaged)
     rm -rf /var/cache/pst-backup/*
@@ -28,7 +28,7 @@ damaged)
 server-gone)
     systemctl start pst-backup@oplog-mongodb.service > /run/ledger/server-gone 2>&1
     echo "status $?" >> /run/ledger/server-gone
-    journalctl --unit=pst-backup@oplog-mongodb --output=cat --lines=5 --no-pager >> /run/ledger/server-gone
+    journalctl --unit=pst-backup@oplog-mongodb --output=cat --lines=12 --no-pager >> /run/ledger/server-gone
     cat /var/lib/prometheus/node-exporter/pst_backup_oplog-mongodb.prom >> /run/ledger/server-gone
     ;;
 esac

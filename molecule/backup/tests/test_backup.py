@@ -112,7 +112,7 @@ def test_the_site_can_neither_delete_nor_overwrite(host: Host) -> None:
     names = json.loads(said)
     assert status == "200"
     assert names
-    path = f"/backup-mongodb/snapshots/{names[0]}"
+    path = f"/backup-mongodb/snapshots/{names[0]['name']}"
     assert ask(host, "DELETE", path, *both)[0] == "403"
     assert ask(host, "POST", path, *both)[0] == "403"
     assert ask(host, "DELETE", "/backup-mongodb/config", *both)[0] in ("403", "405")

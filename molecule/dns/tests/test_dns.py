@@ -31,10 +31,10 @@ def moment(host: Host, name: str) -> float:
 
 @client
 def test_the_client_follows_the_names(host: Host) -> None:
-    seen, moved, woken = answers(host, "follow"), moment(host, "moved"), moment(host, "woken")
+    seen, moved, frozen = answers(host, "follow"), moment(host, "moved"), moment(host, "frozen")
     assert seen[2][1] == ONE
     # What its resolver keeps for 5 seconds, and the time in which one of two servers is dead.
-    meanwhile = [what for at, what in seen if moved + 6 < at < woken - 30]
+    meanwhile = [what for at, what in seen if moved + 8 < at < frozen]
     assert TWO in meanwhile
     assert ONE not in meanwhile
     assert seen[-1][1] == ONE
@@ -42,13 +42,13 @@ def test_the_client_follows_the_names(host: Host) -> None:
 
 @client
 def test_the_one_that_came_back_never_gave_the_old_address(host: Host) -> None:
-    moved, healed, woken = (moment(host, name) for name in ("moved", "healed", "woken"))
+    moved, healed, frozen = (moment(host, name) for name in ("moved", "healed", "frozen"))
     seen = answers(host, "ns1")
     assert ONE in [what for at, what in seen if at < moved]
     back = [what for at, what in seen if moved < at < healed]
     assert set(back) == {"none"}
     assert len(back) > 15
-    let_in = [what for at, what in seen if healed < at < woken - 30]
+    let_in = [what for at, what in seen if healed < at < frozen]
     assert set(let_in) <= {"none", TWO}
     assert TWO in let_in
 
@@ -64,8 +64,8 @@ def test_the_one_that_was_left_answered_alone_after_its_restart(host: Host) -> N
 @client
 def test_the_one_that_was_frozen_asks_before_it_answers(host: Host) -> None:
     woken = moment(host, "woken")
-    # It wakes up with questions in its hands; then it looks, at the latest after a second.
-    later = [what for at, what in answers(host, "ns2") if at > woken + 1.5]
+    # It wakes up with questions in its hands; then it looks, at the latest after a second and what a busy machine adds.
+    later = [what for at, what in answers(host, "ns2") if at > woken + 3]
     assert set(later) <= {"none", ONE}
     assert later[-1] == ONE
 

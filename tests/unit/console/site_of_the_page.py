@@ -29,8 +29,13 @@ ADDRESSES = {
     "ibgw2": ("ib_gateways", "b", 52),
     "mon1": ("monitoring", "c", 61),
 }
+SHARED = {"mon1": ["backup", "dns"]}  # what a host is besides
 HOSTVARS = {
-    name: {"group_names": [tier, "site_lab"], "site_zone": zone, "site_address": f"10.78.0.{number}"}
+    name: {
+        "group_names": [tier, *SHARED.get(name, []), "site_lab"],
+        "site_zone": zone,
+        "site_address": f"10.78.0.{number}",
+    }
     for name, (tier, zone, number) in ADDRESSES.items()
 }
 JOBS = {"load_balancers": ("haproxy", 8404), "app_nodes": ("app", 8080), "monitoring": ("prometheus", 9090)}

@@ -118,8 +118,9 @@ class Restic:
             if "already locked" not in said or self.clock() >= deadline:
                 break
             self.sleep(LOCK_POLL_S)
-        words = "\n".join(["", *essence(said)[-4:]])
-        raise ResticError(f"repository {self.repository.name}: restic {arguments[0]} failed: {explain(said)}{words}")
+        # Its own words first: who looks at the journal reads the last line.
+        why = f"repository {self.repository.name}: restic {arguments[0]} failed: {explain(said)}"
+        raise ResticError("\n".join([*essence(said)[-4:], why]))
 
     def environment(self) -> Mapping[str, str]:
         keep = {name: os.environ[name] for name in ("HOME", "PATH", "TMPDIR") if name in os.environ}

@@ -263,8 +263,10 @@ def check_peers(sites: Sequence[Site]) -> Iterator[Problem]:
     """Two sites of one platform know each other, by what both say, and one of them stands by for the other."""
     by_name = {str(site.get("site_name")): site for site in sites}
     for site in sites:
-        peer, standby_of = site.get("site_peer") or {}, site.get("site_standby_of") or ""
-        name = str(peer.get("name", "")) if isinstance(peer, Mapping) else ""
+        peer, standby_of = _peer(site), site.get("site_standby_of") or ""
+        if peer is None:
+            continue  # not a dictionary, or a value in it is missing: told elsewhere
+        name = str(peer.get("name", ""))
         if peer and (lacking := [key for key in ("name", "domain", "hosts") if not peer.get(key)]):
             yield site.problem(f"site_peer.{lacking[0]}", "nothing", "name, domain and hosts of the other site, or {}")
             continue
@@ -276,9 +278,15 @@ def check_peers(sites: Sequence[Site]) -> Iterator[Problem]:
             yield from _agree(site, peer, by_name[name])
 
 
+def _peer(site: Site) -> Mapping[str, Any] | None:
+    """What a site says of the other one: {} where there is none, None where it cannot be told."""
+    value = site.hosts[0].values.get("site_peer") or {}
+    return value if isinstance(value, Mapping) else None
+
+
 def _agree(site: Site, peer: Mapping[str, Any], other: Site) -> Iterator[Problem]:
     """What a site says of the other one is what that one says of itself; both inventories are given."""
-    known = (other.get("site_peer") or {}).get("name")
+    known = (_peer(other) or {}).get("name")
     if known != site.get("site_name"):
         yield other.problem("site_peer.name", known or "nothing", f"{site.get('site_name')}, which names this site")
     if bool(site.get("site_standby_of")) == bool(other.get("site_standby_of")) and site.group < other.group:
