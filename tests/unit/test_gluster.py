@@ -261,6 +261,20 @@ def test_one_that_lost_its_brick_alone_gets_an_empty_one(daemon, tmp_path, marks
     assert daemon.said == []
 
 
+def test_a_heal_is_begun_and_its_refusal_told(daemon):
+    said: list[list[str]] = []
+
+    def run(command: Sequence[str], timeout: float | None) -> Completed:
+        said.append(list(command))
+        return Completed(len(said) - 1, "Launching heal operation", "not started")
+
+    gluster = Gluster(Wanted("parquet", MEMBERS, "a.t", "/x", {}), run)
+    gluster.heal()
+    assert said == [["/usr/sbin/gluster", "--mode=script", "volume", "heal", "parquet", "full"]]
+    with pytest.raises(GlusterError, match="heal parquet full: not started"):
+        gluster.heal()
+
+
 def test_a_folder_with_somebodys_files_is_left_alone(daemon, tmp_path, marks):
     (tmp_path / "precious").touch()
     with pytest.raises(GlusterError, match="seen files of something else"):

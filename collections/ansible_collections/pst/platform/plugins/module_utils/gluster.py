@@ -245,7 +245,10 @@ class Gluster:
 
     def heal(self) -> None:
         """Have the whole volume compared. It goes on after this call."""
-        self._ask("volume", "heal", self.wanted.volume, "full")
+        # This one command has no answer in XML.
+        done = self._run([str(PROGRAM), "--mode=script", "volume", "heal", self.wanted.volume, "full"], CALL_S)
+        if done.code:
+            raise GlusterError(f"gluster volume heal {self.wanted.volume} full: {done.err.strip() or done.out.strip()}")
 
     # The command line -------------------------------------------------------------------------------------------------
 
