@@ -392,7 +392,8 @@ def test_a_transposed_key_is_recognised(word: str, position: int) -> None:
 
 @given(
     st.recursive(
-        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z]*", fullmatch=True), inner)
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z]*", fullmatch=True), inner),
     )
 )
 def test_placeholders_are_found_however_deep(value: Any) -> None:
