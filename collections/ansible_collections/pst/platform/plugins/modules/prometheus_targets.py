@@ -31,7 +31,10 @@ options:
     required: true
     suboptions:
       targets: {description: Addresses and ports., type: list, elements: str, required: true}
-      labels: {description: "Labels; C(job) is needed, C(instance) where it is not the address that is asked.", type: dict, required: true}
+      labels:
+        description: Labels; C(job) is needed, C(instance) where it is not the address that is asked.
+        type: dict
+        required: true
   timeout:
     description: Bound of one request, in seconds.
     type: float
