@@ -51,17 +51,9 @@ def molecule(command: str, *arguments: str) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
-def on(host: str, command: str) -> str:
+def on(host: str, command: str, stdin: str = "") -> str:
     """Run a command on a host, through the engine."""
-    done = subprocess.run(
-        ["docker", "exec", f"pst-mongodb-{host}", "sh", "-ec", command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{host}: {command}: {done.stdout}{done.stderr}"
-    return done.stdout.strip()
+    return lab.engine("exec", "-i", f"pst-mongodb-{host}", "sh", "-ec", command, stdin=stdin, timeout=300)
 
 
 def converge(**changes: str) -> None:
@@ -95,12 +87,7 @@ def writer(old_set: None) -> None:
         ("mongo_writer.py", (lab.ROOT / "tests" / "integration" / "mongo_writer.py").read_text()),
         ("password", (FOLDER / "state" / "secrets" / "mongodb_app_password").read_text()),
     ):
-        subprocess.run(
-            ["docker", "exec", "-i", f"pst-mongodb-{HOSTS[2]}", "sh", "-ec", f"umask 077; cat > {WRITER}/{path}"],
-            input=text,
-            text=True,
-            check=True,
-        )
+        on(HOSTS[2], f"umask 077; cat > {WRITER}/{path}", stdin=text)
     members = ",".join(f"{host}.{DOMAIN}:27017" for host in HOSTS)
     on(
         HOSTS[2],

@@ -63,6 +63,8 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
         "ANSIBLE_NOCOLOR": "1",
+        # Drills fail playbooks on purpose; test_4_logs.py makes a bundle of its own.
+        "PST_SUPPORT_BUNDLE": "false",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "PYTHONUNBUFFERED": "1",
     }
@@ -101,6 +103,29 @@ def playbook(name: str, *arguments: str, timeout: float = 900) -> Run:
         kill(process)
         raise
     return Run(process.returncode, output, time.monotonic() - started, recap_of(output))
+
+
+def verb(host: str, role: str, entry: str, timeout: float = 300) -> Run:
+    """Use one verb of a role on one host, as an operator would by hand."""
+    started = time.monotonic()
+    done = subprocess.run(
+        ["ansible", host, "-i", "inventories/lab", "-b", "-m", "include_role", "-a", f"name={role} tasks_from={entry}"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, time.monotonic() - started)
+
+
+def journal() -> list[dict[str, Any]]:
+    """Return what the newest run has noted on the control node, begun or refused; the run's id sorts by time."""
+    files = sorted((REPORTS / "journal").glob("*.jsonl"))
+    return [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
 
 
 def anew(*arguments: str) -> Run:
@@ -157,9 +182,12 @@ def quoted(text: str) -> str:
     return text.replace("'", "'\\''")
 
 
-def engine(*command: str) -> str:
+def engine(*command: str, stdin: str | None = None, timeout: float = 60) -> str:
     """Ask the container engine: `pause` hangs a host, `kill` cuts its power."""
-    return subprocess.run(["docker", *command], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    words = ["docker", *command]
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
 
 
 def container(host: str) -> str:

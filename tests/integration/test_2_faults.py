@@ -32,12 +32,12 @@ def mongodb_writer(seconds: int) -> contextlib.AbstractContextManager[lab.Probe]
     )
 
 
-def redis_writer(seconds: int) -> contextlib.AbstractContextManager[lab.Probe]:
+def redis_writer(seconds: int, *options: str) -> contextlib.AbstractContextManager[lab.Probe]:
     return lab.writer(
         "redis_writer.py",
         *("--sentinels", *(f"{host}.{lab.DOMAIN}:26379" for host in lab.REDIS)),
         *("--password-file", "/etc/pst/credentials/redis_password", "--ca", "/etc/pst/pki/ca.crt"),
-        *("--seconds", str(seconds), "--rate", "50"),
+        *("--seconds", str(seconds), "--rate", "50", *options),
     )
 
 

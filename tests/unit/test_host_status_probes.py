@@ -93,8 +93,8 @@ def test_an_application_that_is_not_ready_says_why(node: Path) -> None:
 
 
 def test_prometheus_names_the_targets_that_are_down(node: Path) -> None:
-    def target(instance: str, health: str) -> dict[str, object]:
-        return {"labels": {"instance": instance}, "health": health}
+    def target(instance: str, health: str, **labels: str) -> dict[str, object]:
+        return {"labels": {"instance": instance, "job": "a", **labels}, "health": health}
 
     targets = [target("lb1", "up"), target("app1", "down")]
     answers: Answers = {
@@ -106,6 +106,12 @@ def test_prometheus_names_the_targets_that_are_down(node: Path) -> None:
             status.probe_prometheus(context(prometheus=port))
         targets[1]["health"] = "up"
         assert status.probe_prometheus(context(prometheus=port)).text == "2 targets up"
+
+        targets += [target("app2:8080", "up", colour="blue"), target("app2:8081", "down", colour="green")]
+        assert status.probe_prometheus(context(prometheus=port)).text == "3 targets up", "an empty slot is no failure"
+        targets[2]["health"] = "down"
+        with pytest.raises(status.ProbeError, match="2 of 4 targets down: app2:8080, app2:8081"):
+            status.probe_prometheus(context(prometheus=port))
 
 
 def test_a_service_that_does_not_listen_is_a_row_and_no_failure() -> None:

@@ -15,11 +15,13 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = ("staging", "production", "dr")
+PEERS = {"production": "dr", "dr": "production", "lab": "lab_dr", "lab_dr": "lab"}
 PLACEHOLDER = "CHANGE_ME"
 CANARY = "canary7f3a9c"
 # What a user puts in place of a placeholder, by key; a made-up word for all others.
 FILL = {
     "site_domain": "trading.example.net",
+    "domain": "trading.example.net",  # of site_peer
     "site_time_zone": "America/New_York",
     "site_control_addresses": "198.51.100.250",
     "ib_gateway_installer_sha256": "0f" * 32,
@@ -41,7 +43,11 @@ def fill(folder: Path) -> None:
 
 def copy(name: str, to: Path, *, filled: bool = True) -> Path:
     folder = to / name
-    shutil.copytree(REPOSITORY / "inventories" / name, folder, ignore=shutil.ignore_patterns(".state"))
+    source = REPOSITORY / "inventories"
+    shutil.copytree(source / name, folder, ignore=shutil.ignore_patterns(".state"), dirs_exist_ok=True)
+    if (peer := PEERS.get(name)) and not (to / peer).exists():
+        (to / peer).mkdir()
+        shutil.copy(source / peer / "hosts.yml", to / peer)
     if filled:
         fill(folder)
     return folder
@@ -194,3 +200,25 @@ def test_a_run_for_one_setting_of_a_playbook_is_no_unknown_key(tmp_path: Path) -
     result = run(copy("production", tmp_path), arguments=("-e", "status_format=json"))
     assert problems(result) == []
     assert result.returncode == 0
+
+
+def test_the_lab_passes_with_its_second_site_and_without_the_first(tmp_path: Path) -> None:
+    lab, second = copy("lab", tmp_path, filled=False), copy("lab_dr", tmp_path, filled=False)
+    for inventories in ((lab, second), (second,)):
+        result = run(*inventories)
+        assert problems(result) == []
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_two_sites_that_know_each_other_wrongly_are_refused(tmp_path: Path) -> None:
+    lab, second = copy("lab", tmp_path, filled=False), copy("lab_dr", tmp_path, filled=False)
+    hosts = yaml.safe_load((second / "hosts.yml").read_text())
+    peer = {"name": "lab_dr", "domain": "elsewhere.test", "hosts": {}}
+    peer["hosts"] = {name: {"address": "10.78.1.99", "groups": []} for name in hosts["site_lab_dr"]["hosts"]}
+    add(lab, site_peer=peer)
+    add(second, site_standby_of="elsewhere")
+    told = problems(run(lab, second))
+    assert len(told) == 3, told
+    assert any(line.startswith("site_peer.domain [site_lab]: seen elsewhere.test; wanted") for line in told)
+    assert any(line.startswith("site_peer.hosts [site_lab]: seen a difference in dr-app1,") for line in told)
+    assert any(line.startswith("site_standby_of [site_lab_dr]: seen elsewhere; wanted site_peer.name") for line in told)

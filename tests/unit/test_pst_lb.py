@@ -6,6 +6,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -47,7 +48,8 @@ def pst_lb(tmp_path: Path) -> ModuleType:
 
 @pytest.fixture
 def settings(pst_lb: ModuleType):
-    return pst_lb.Settings(VIP, (80, 443), close_seconds=0.05, hold_seconds=0.05)
+    peer = "10.78.16.12"
+    return pst_lb.Settings(VIP, (80, 443), close_seconds=0.05, finish_seconds=0.05, interface="eth0", peer=peer)
 
 
 def test_connections_are_those_of_the_address_that_are_not_finished(pst_lb: ModuleType) -> None:
@@ -88,12 +90,15 @@ class Balancer:
         self.events: list[str] = []
         self.steps = steps
         self.obeys = True
+        self.prepared = True
+        monkeypatch.setattr(pst_lb, "WORD_SECONDS", 0.001)
+        monkeypatch.setattr(pst_lb, "carried_on", lambda _settings: self.prepared)
         monkeypatch.setattr(pst_lb, "holds", lambda _vip: not self.obeys or "forbid" not in self.events)
         monkeypatch.setattr(pst_lb, "haproxy_answers", lambda: True)
         monkeypatch.setattr(pst_lb, "connections", lambda _settings: self.step())
         monkeypatch.setattr(pst_lb, "forbid", lambda _reason, _on: self.events.append("forbid"))
         monkeypatch.setattr(pst_lb, "closing", lambda: self.phase("closing"))
-        monkeypatch.setattr(pst_lb, "holding", lambda _settings: self.phase("holding"))
+        monkeypatch.setattr(pst_lb, "draining", lambda _settings: self.phase("draining"))
 
     def step(self) -> set[str]:
         return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
@@ -105,11 +110,12 @@ class Balancer:
         self.events.append(f"end of {name}")
 
 
-def test_release_lets_clients_go_then_holds_new_ones_then_moves(pst_lb, settings, monkeypatch) -> None:
-    balancer = Balancer(pst_lb, monkeypatch, [{"a", "b"}, {"b", "c"}, {"c"}, {"c"}, set()])
+def test_release_lets_clients_go_then_moves_then_lets_the_rest_end(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a", "b"}, {"b", "c"}, {"c"}, {"c"}, {"c"}, set()])
     result = pst_lb.release(settings, "maintenance")
-    assert balancer.events == ["closing", "holding", "forbid", "end of holding", "end of closing"]
+    assert balancer.events == ["closing", "draining", "forbid", "end of draining", "end of closing"]
     assert result["moved"]
+    assert result["open"] == 1
     assert result["broken"] == 0
 
 
@@ -118,11 +124,106 @@ def test_release_is_bounded_and_says_what_it_broke(pst_lb, settings, monkeypatch
     assert pst_lb.release(settings, "maintenance")["broken"] == 1
 
 
+def test_release_of_a_host_that_cannot_carry_on_does_not_wait(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a"}, set(), {"b"}])
+    balancer.prepared = False
+    result = pst_lb.release(settings, "maintenance")
+    assert balancer.events == ["closing", "forbid", "end of closing"]
+    assert result["broken"] == 1
+
+
+def test_release_ends_when_the_address_comes_back(pst_lb, settings, monkeypatch) -> None:
+    """The other one died: what is open here is answered here again."""
+    balancer = Balancer(pst_lb, monkeypatch, [{"a"}])
+    away = iter([True, False, True])
+    monkeypatch.setattr(pst_lb, "holds", lambda _vip: next(away))
+    slow = pst_lb.Settings(VIP, (80, 443), close_seconds=0.01, finish_seconds=60, interface="eth0", peer="10.78.16.12")
+    assert pst_lb.release(slow, "maintenance")["finish_seconds"] < 5
+    assert balancer.events[-1] == "end of closing"
+
+
 def test_release_without_the_address_only_forbids_it(pst_lb, settings, monkeypatch) -> None:
     balancer = Balancer(pst_lb, monkeypatch, [set()])
     monkeypatch.setattr(pst_lb, "holds", lambda _vip: False)
-    assert pst_lb.release(settings, "maintenance") == {"moved": False}
+    assert pst_lb.release(settings, "maintenance") == {"moved": False, "broken": 0}
     assert balancer.events == ["forbid"]
+
+
+def test_release_that_was_killed_is_taken_up(pst_lb, settings, monkeypatch) -> None:
+    """The address has gone, connections have not: they are carried on."""
+    balancer = Balancer(pst_lb, monkeypatch, [{"a"}, {"a"}, set()])
+    monkeypatch.setattr(pst_lb, "holds", lambda _vip: False)
+    result = pst_lb.release(settings, "maintenance")
+    assert balancer.events == ["closing", "draining", "forbid", "end of draining", "end of closing"]
+    assert not result["moved"]
+    assert result["broken"] == 0
+
+
+def test_release_of_a_dead_haproxy_loses_no_time(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a"}])
+    monkeypatch.setattr(pst_lb, "haproxy_answers", lambda: False)
+    assert pst_lb.release(settings, "haproxy") == {"moved": True, "broken": 1}
+    assert set(balancer.events) == {"forbid"}
+
+
+class Raw:
+    """A raw socket that keeps what it sends."""
+
+    sent: list[tuple[bytes, tuple[str, int]]]
+
+    def __init__(self, *_: int) -> None:
+        Raw.sent = []
+
+    def __enter__(self) -> "Raw":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert (level, option, value) == (socket.IPPROTO_IP, socket.IP_TTL, 255)  # what the other one's kernel wants
+
+    def sendto(self, data: bytes, where: tuple[str, int]) -> None:
+        self.sent.append((data, where))
+
+
+def test_the_other_balancer_is_told_for_as_long_as_it_lasts(pst_lb, settings, monkeypatch) -> None:
+    monkeypatch.setattr(pst_lb.socket, "socket", Raw)
+    monkeypatch.setattr(pst_lb, "WORD_SECONDS", 0.005)
+    with pst_lb.draining(settings):
+        assert Raw.sent, "the first word is out before the address moves"
+        time.sleep(0.1)
+    said = [data for data, where in Raw.sent if where == ("10.78.16.12", 0)]
+    assert len(said) == len(Raw.sent) > 3
+    assert set(said[:-1]) == {b"PST+" + socket.inet_aton(VIP)}
+    assert said[-1] == b"PST-" + socket.inet_aton(VIP)
+
+
+@pytest.mark.parametrize(("own", "overall", "good"), [(0, 0, True), (0, 2, True), (2, 0, True), (1, 0, False)])
+def test_prepare_takes_packets_only_where_the_host_does_not_answer_for_the_address(
+    pst_lb, settings, monkeypatch, tmp_path, own: int, overall: int, good: bool
+) -> None:
+    commands: list[list[str]] = []
+    for name, value in (("eth0", own), ("all", overall)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "arp_ignore").write_text("1\n")
+        (tmp_path / name / "arp_announce").write_text(f"{value}\n")
+    if overall or own:  # a container's: read-only, whatever the engine has set
+        write = Path.write_text
+        monkeypatch.setattr(
+            Path,
+            "write_text",
+            lambda path, text: (_ for _ in ()).throw(OSError()) if path.name.startswith("arp") else write(path, text),
+        )
+    monkeypatch.setattr(pst_lb, "NEIGHBOURS", tmp_path)
+    monkeypatch.setattr(pst_lb, "execute", lambda command: commands.append(command) or "")
+    if good:
+        assert pst_lb.prepare(settings) == {"second_chance": True}
+        assert [command[1] for command in commands] == ["route", "-f", "route"]
+        assert {"append", VIP, "lo"} <= set(commands[-1])
+    else:
+        with pytest.raises(pst_lb.PstLbError, match="arp_announce is 1"):
+            pst_lb.prepare(settings)
+        assert [command[2] for command in commands] == ["flush"]
 
 
 def test_release_fails_when_keepalived_does_not_obey(pst_lb, settings, monkeypatch) -> None:

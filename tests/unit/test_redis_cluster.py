@@ -27,6 +27,9 @@ class FakeCluster:
     roles: dict[str, str] = field(default_factory=lambda: {A: "master", B: A, C: A})
     refuses: str = ""
     ignores_order: bool = False
+    old: bool = False  # a release without SENTINEL DEBUG
+    looks_ms: int = 10000
+    looked: dict[str, float] = field(default_factory=dict)  # by each Sentinel: the age of its last look, in ms
     cut: set[FakeClient] = field(default_factory=set)
     clients: list[FakeClient] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -60,15 +63,33 @@ class FakeClient:
         fake, command = self.fake, " ".join(map(str, words))
         if self in fake.cut:
             raise ConnectionResetError
-        if command != "INFO replication" and not command.startswith(("SENTINEL MASTER", "SENTINEL GET", "SENTINEL CK")):
+        asks = ("SENTINEL MASTER", "SENTINEL GET", "SENTINEL CK", "SENTINEL REPLICAS")
+        if command not in ("INFO replication", "SENTINEL DEBUG") and not command.startswith(asks):
             fake.log.append(f"{self.host} {command}")
         if words[0] == "INFO":
             return self.replication()
+        if words[0] == "SENTINEL":
+            return self.sentinel(command)
+        if words[0] == "REPLICAOF":
+            fake.roles[self.host] = str(words[1])
+        return "OK"
+
+    def sentinel(self, command: str) -> rc.Reply:
+        fake = self.fake
         if command.startswith("SENTINEL MASTER"):
             seen = {"config-epoch": 7, "num-other-sentinels": 2, "num-slaves": 2, "flags": "master"}
             return [word for item in seen.items() for word in map(str, item)]
         if command.startswith("SENTINEL GET"):
             return [fake.master, "6379"]
+        if command.startswith("SENTINEL DEBUG"):
+            if fake.old:
+                raise rc.CommandError("ERR Unknown sentinel subcommand 'DEBUG'")
+            fake.looks_ms = int(command.split()[3]) if "PERIOD" in command else fake.looks_ms
+            return ["INFO-PERIOD", str(fake.looks_ms), "PING-PERIOD", "1000"]
+        if command.startswith("SENTINEL REPLICAS"):
+            age = fake.looked.get(self.host, 7000.0) + 100  # time passes with each question
+            fake.looked[self.host] = age if age <= fake.looks_ms else 0.0
+            return [["name", f"r{n}", "info-refresh", str(int(fake.looked[self.host]) + n)] for n in range(2)]
         if command.startswith("SENTINEL FAILOVER"):
             if fake.refuses:
                 raise rc.CommandError(fake.refuses)
@@ -76,9 +97,6 @@ class FakeClient:
                 fake.master = B
                 fake.roles.update({B: "master", C: B})
                 fake.cut.update(client for client in fake.clients if client.host in (B, C) and client.port == 6379)
-            return "OK"
-        if words[0] == "REPLICAOF":
-            fake.roles[self.host] = str(words[1])
         return "OK"
 
     def replication(self) -> str:
@@ -236,6 +254,8 @@ def test_writes_are_held_before_the_order_and_let_go_after_the_old_master_follow
     assert switch is not None
     assert (switch.old, switch.new) == (A, B)
     assert [line.split(maxsplit=1)[1] for line in fake.log] == [
+        "SENTINEL DEBUG INFO-PERIOD 50",
+        "SENTINEL DEBUG INFO-PERIOD 10000",
         "CLIENT PAUSE 15000 WRITE",
         "SENTINEL FAILOVER pst",
         f"REPLICAOF {B} 6379",
@@ -243,6 +263,22 @@ def test_writes_are_held_before_the_order_and_let_go_after_the_old_master_follow
         "CLIENT UNPAUSE",
     ]
     assert fake.offsets[B] == fake.offsets[C] == 100
+
+
+def test_the_order_is_given_when_a_look_is_due_just_after_the_promotion() -> None:
+    """To the Sentinel that clients ask last, of those with a replica; its last look is as old as it has to be."""
+    fake = FakeCluster()
+    rc.hand_over(fake.cluster(), A, failover_timeout_s=10)
+    assert f"{C} SENTINEL FAILOVER pst" in fake.log
+    assert fake.looks_ms == 10000
+    assert set(fake.looked) == {C}
+    assert 1000 * rc.LOOK_AGE_S <= fake.looked[C] < 1000 * rc.LOOK_AGE_S + 200
+
+
+def test_a_sentinel_that_cannot_be_timed_is_told_all_the_same() -> None:
+    fake = FakeCluster(old=True)
+    assert rc.hand_over(fake.cluster(), A, failover_timeout_s=10) is not None
+    assert f"{C} SENTINEL FAILOVER pst" in fake.log
 
 
 def test_a_replica_is_left_alone() -> None:

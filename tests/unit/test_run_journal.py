@@ -29,6 +29,7 @@ from ansible_collections.pst.platform.plugins.module_utils.run_journal import (
     run_rows,
     step_rows,
 )
+from ansible_collections.pst.platform.plugins.modules import run_journal
 
 TARGET = {"release": "$1.81", "tiers": ["app", "mongodb"], "a.b": 1}
 Fault = Callable[[int], None]
@@ -242,6 +243,23 @@ def test_a_second_run_is_refused_and_told_who_has_the_lock(primary: Primary) -> 
         assert words in text
     assert refused.value.holder["from"] == "control"
     assert [page["_id"] for page in primary.data["journal"]] == ["a"]
+
+
+def test_who_takes_no_lock_is_refused_while_a_run_has_it(primary: Primary) -> None:
+    journal = journal_of(primary)
+    journal.free()
+    journal.begin(run("a"))
+    with pytest.raises(HeldError, match=r"run a of upgrade.yml .* since 2026-03-02T09:30:00Z"):
+        journal.free()
+    with pytest.raises(HeldError):
+        run_journal.free(journal, {}, False)
+    journal.end("a", "failed")
+    assert run_journal.free(journal, {}, False) == {"changed": False, "unknown": ""}
+
+
+def test_who_takes_no_lock_may_repair_a_database_that_does_not_answer(primary: Primary) -> None:
+    journal = Journal(primary, ["down:1"], Credentials("guard", "secret"), "pst", 5, primary.clock)
+    assert "down:1" in run_journal.free(journal, {}, False)["unknown"]
 
 
 @pytest.mark.parametrize("held", ["", "old"])

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,10 +126,12 @@ def get(
     context: ssl.SSLContext,
     method: str = "GET",
     headers: dict[str, str] | None = None,
+    timeout: float = 10,
 ) -> Answer:
     """One request to an address, with TLS verified for a name."""
-    connection = http.client.HTTPSConnection(name, context=context, timeout=10)
-    connection.sock = context.wrap_socket(socket.create_connection((address, port), timeout=10), server_hostname=name)
+    connection = http.client.HTTPSConnection(name, context=context, timeout=timeout)
+    plain = socket.create_connection((address, port), timeout=timeout)
+    connection.sock = context.wrap_socket(plain, server_hostname=name)
     try:
         connection.request(method, path, headers=headers or {})
         answer = connection.getresponse()
@@ -137,9 +140,16 @@ def get(
         connection.close()
 
 
-def call(method: str = "GET", path: str = "/", *, name: str = API, headers: dict[str, str] | None = None) -> Answer:
+def call(
+    method: str = "GET",
+    path: str = "/",
+    *,
+    name: str = API,
+    headers: dict[str, str] | None = None,
+    timeout: float = 10,
+) -> Answer:
     """One request through the virtual address."""
-    return get(name, VIP, 443, path, ssl.create_default_context(cafile=CA), method, headers)
+    return get(name, VIP, 443, path, ssl.create_default_context(cafile=CA), method, headers, timeout)
 
 
 # What side_effect.yml did, with a probe running.
@@ -344,6 +354,91 @@ def test_stopped_haproxy_hands_over_without_a_failed_request(client: Host, holde
         holder.check_output("systemctl stop haproxy")
     holder.check_output("systemctl start haproxy")
     assert account["failed"] == {}
+
+
+def forwarded(host: Host) -> int:
+    """Packets that were sent on to the other balancer since keepalived started."""
+    shown = json.loads(host.check_output("nft -j list counter ip pst_second_chance forwarded"))
+    return next(item["counter"]["packets"] for item in shown["nftables"] if "counter" in item)
+
+
+def draining(host: Host) -> bool:
+    """Tell whether the other balancer is believed to have connections still."""
+    shown = json.loads(host.check_output("nft -j list set ip pst_second_chance draining"))
+    return any(item["set"].get("elem") for item in shown["nftables"] if "set" in item)
+
+
+def reached(host: Host) -> bool:
+    """Tell whether a host that has lost its power is back."""
+    try:
+        return state(host)["vrrp"] == "BACKUP"
+    except (RuntimeError, AssertionError, json.JSONDecodeError):
+        return False
+
+
+class Slow:
+    """A request that takes so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.answer: list[Answer | Exception] = []
+        self.seconds = seconds
+        self.thread = threading.Thread(target=self.ask)
+
+    def ask(self) -> None:
+        try:
+            self.answer.append(call(path=f"/slow/{self.seconds:g}", timeout=self.seconds + 10))
+        except OSError as error:
+            self.answer.append(error)
+
+    def __enter__(self) -> Slow:
+        self.thread.start()
+        time.sleep(1)  # it is with the application
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_planned_move_breaks_nothing(client: Host, balancers: dict[str, Host], holder: Host, number: int) -> None:
+    """Twice: there and back. A request that is older than the move is answered after it, by way of the new holder."""
+    other = next(host for name, host in balancers.items() if name not in holders(balancers))
+    assert all(state(host)["second_chance"] for host in balancers.values())
+    before = forwarded(other)
+    with probing(client, f"move-{number}", "--new-share=0.3") as account, Slow(14) as slow:
+        moved = json.loads(holder.check_output("pst-lb release maintenance"))
+    holder.check_output("pst-lb restore maintenance")
+    print(moved)
+    assert [answer[0] if isinstance(answer, tuple) else answer for answer in slow.answer] == [200]
+    assert account["failed"] == {}
+    assert moved["moved"]
+    assert moved["open"] >= 1
+    assert moved["broken"] == 0
+    assert moved["finish_seconds"] > 1, "the slow request has to have been open after the move"
+    assert forwarded(other) > before, "or nothing was tested"
+    assert not draining(other)
+    assert account["longest_gap_s"] < 0.2
+
+
+def test_dead_balancer_gets_no_packets_for_long(balancers: dict[str, Host], holder: Host) -> None:
+    """It dies while it has connections that are carried on; the other one must not believe in it any more after 3 s."""
+    name = holders(balancers)[0]
+    other = next(host for one, host in balancers.items() if one != name)
+    with Slow(25) as slow:
+        holder.run("systemd-run --collect --unit=release pst-lb release maintenance")
+        eventually(lambda: state(other)["holder"] and draining(other))
+        subprocess.run(["docker", "kill", f"pst-load-balancer-{name}"], check=True, capture_output=True)
+        try:
+            killed = time.monotonic()
+            eventually(lambda: not draining(other), 10)
+            seconds = time.monotonic() - killed
+        finally:
+            subprocess.run(["docker", "start", f"pst-load-balancer-{name}"], check=True, capture_output=True)
+    print(f"believed in for {seconds:.1f} s")
+    assert seconds < 5
+    assert isinstance(slow.answer[0], OSError)
+    assert call()[0] == 200
+    eventually(lambda: reached(holder), 60)  # what it was forbidden, it has forgotten with its power
 
 
 def test_hung_haproxy_loses_the_address(client: Host, balancers: dict[str, Host], holder: Host) -> None:

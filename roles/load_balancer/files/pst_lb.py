@@ -4,12 +4,14 @@
 pst-lb state             what this balancer is, as JSON
 pst-lb release REASON    give the virtual address away (REASON: maintenance or haproxy) and keep it away
 pst-lb restore REASON    take part in the election again
+pst-lb prepare           have the kernel carry on connections across a move; keepalived.service runs it when it starts
 pst-lb save              write HAProxy's live state to the files that it reads when it starts
 pst-lb preview COLOUR NAME   ask this balancer for /version of a slot that need not be live, as a client of NAME would
 
-An address that moves breaks the connections that it leaves. `release` therefore lets every client go first: HAProxy
-closes each connection with the answer to its next request; then new connections are held back (their first packet is
-dropped, the client's kernel sends it again) for the milliseconds in which the last answers leave and the address moves.
+An address that moves breaks the connections that it leaves. `release` therefore lets clients go first: HAProxy closes
+each connection with the answer to its next request. Those that are still open when the address moves are carried on:
+this host goes on taking packets for the address, and the other one, which gets them now, sends on to it those of
+connections that it does not know (`second-chance.nft`), for as long as this program says that there are any.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +37,18 @@ ADMIN_SOCKET = "/run/haproxy/admin.sock"
 HEALTH_SOCKET = "/run/haproxy/health.sock"
 ACTIVE_MAP = Path("/etc/haproxy/maps/active.map")
 HANDOVER_MAP = "/etc/haproxy/maps/handover.map"
+SECOND_CHANCE = "/etc/keepalived/second-chance.nft"
+NEIGHBOURS = Path("/proc/sys/net/ipv4/conf")
+NEIGHBOUR_SETTINGS = {"arp_ignore": 1, "arp_announce": 2}
+"""Not to answer for an address that no interface has, nor to name it as the sender when others are asked for theirs."""
+ROUTE_MARK = "250"
+"""The `proto` of our entry in the kernel's table of local addresses, so that it is told from the kernel's own."""
 AUTHORITY = "/etc/pst/pki/ca.crt"
 SERVER_STATE = Path("/var/lib/haproxy/server-state")
 REASONS = ("maintenance", "haproxy")
 POLL_SECONDS = 0.005
+WORD_SECONDS = 0.25
+"""How often the other balancer is told; it forgets after 3 s."""
 MOVE_SECONDS = 2.0
 """keepalived needs tens of milliseconds; beyond this something is wrong."""
 
@@ -56,12 +67,14 @@ class Settings:
     vip: str
     ports: tuple[int, ...]
     close_seconds: float
-    hold_seconds: float
+    finish_seconds: float
+    interface: str
+    peer: str
 
     @classmethod
     def read(cls, path: Path = SETTINGS) -> Settings:
         values = json.loads(path.read_text())
-        return cls(values["vip"], tuple(values["ports"]), values["close_seconds"], values["hold_seconds"])
+        return cls(**values | {"ports": tuple(values["ports"])})
 
 
 def ask(path: str, request: str, timeout: float = 2.0) -> str:
@@ -108,13 +121,13 @@ def connections(settings: Settings) -> set[str]:
         return open_connections(table, settings.vip, settings.ports)
 
 
-def wait(condition: Callable[[], bool], seconds: float) -> bool:
+def wait(condition: Callable[[], bool], seconds: float, pause: float = POLL_SECONDS) -> bool:
     """Wait until the condition holds; tell whether it did in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
     return True
 
 
@@ -129,35 +142,60 @@ def closing() -> Iterator[None]:
             ask(ADMIN_SOCKET, f"set map {HANDOVER_MAP} closing no\n")
 
 
-def nft(script: str) -> None:
-    execute(["/usr/sbin/nft", "-f", "-"], script)
+def carried_on(settings: Settings) -> bool:
+    """Tell whether this host would go on taking packets for the address after giving it away."""
+    shown = ["/usr/sbin/ip", "-oneline", "route", "show", "table", "local", "proto", ROUTE_MARK]
+    return settings.vip in execute(shown).split()
+
+
+def prepare(settings: Settings) -> dict[str, object]:
+    """Take packets for the address whether it is held or not, without drawing them here when it is not."""
+    execute(["/usr/sbin/ip", "route", "flush", "table", "local", "proto", ROUTE_MARK])
+    for setting, wanted in NEIGHBOUR_SETTINGS.items():
+        own = NEIGHBOURS / settings.interface / setting
+        with suppress(OSError):  # read-only in a container, whose engine may have set it
+            own.write_text(f"{wanted}\n")
+        value = max(int(path.read_text()) for path in (own, NEIGHBOURS / "all" / setting))  # as the kernel does
+        if value != wanted:
+            raise PstLbError(
+                f"net.ipv4.conf.{settings.interface}.{setting} is {value} and cannot be set, wanted: {wanted}. Without "
+                "it both balancers would draw packets for the address; a planned move breaks what is open then"
+            )
+    execute(["/usr/sbin/nft", "-f", SECOND_CHANCE])
+    route = ["local", settings.vip, "dev", "lo", "table", "local", "proto", ROUTE_MARK]
+    execute(["/usr/sbin/ip", "route", "append", *route])
+    return {"second_chance": True}
+
+
+def word(settings: Settings, sign: str) -> bytes:
+    """Return what the other balancer is told; its kernel reads it (second-chance.nft)."""
+    return b"PST" + sign.encode() + socket.inet_aton(settings.vip)
 
 
 @contextmanager
-def holding(settings: Settings) -> Iterator[None]:
-    """Drop the first packet of new connections to the virtual address.
+def draining(settings: Settings) -> Iterator[None]:
+    """Have the other balancer send on what it does not know, for as long as this lasts and this program lives."""
+    ended = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, 112) as raw:
+        raw.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
 
-    The kernel ends the hold by itself, so that a hold whose program was killed does not outlive the move.
-    """
-    seconds = int(settings.hold_seconds + MOVE_SECONDS) + 1
-    ports = ", ".join(map(str, settings.ports))
-    nft(
-        f"""
-        table ip pst_handover
-        delete table ip pst_handover
-        table ip pst_handover {{
-            set held {{ type ipv4_addr; flags timeout; elements = {{ {settings.vip} timeout {seconds}s }} }}
-            chain input {{
-                type filter hook input priority -300; policy accept;
-                ip daddr @held tcp dport {{ {ports} }} tcp flags & (syn | ack) == syn drop
-            }}
-        }}
-        """
-    )
-    try:
-        yield
-    finally:
-        nft("table ip pst_handover\ndelete table ip pst_handover\n")
+        def tell(sign: str) -> None:
+            with suppress(OSError):  # the other one may be gone
+                raw.sendto(word(settings, sign), (settings.peer, 0))
+
+        def repeat() -> None:
+            while not ended.wait(WORD_SECONDS):
+                tell("+")
+
+        tell("+")
+        teller = threading.Thread(target=repeat)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
+            tell("-")
 
 
 def forbid(reason: str, forbidden: bool) -> None:
@@ -180,23 +218,36 @@ def move(settings: Settings, reason: str) -> None:
 
 
 def release(settings: Settings, reason: str) -> dict[str, object]:
-    """Give the virtual address away; return what was seen."""
-    if not holds(settings.vip):
-        forbid(reason, True)
-        return {"moved": False}
+    """Give the virtual address away and let the open connections end; return what was seen."""
+    held = holds(settings.vip)
     if not haproxy_answers():  # nobody is served: do not lose time
-        move(settings, reason)
-        return {"moved": True, "broken": len(connections(settings))}
-    with closing():
-        before = connections(settings)
-        wait(lambda: not before & connections(settings), settings.close_seconds)
-        with holding(settings):
-            begin = time.monotonic()
-            wait(lambda: not connections(settings), settings.hold_seconds)
-            broken = len(connections(settings))
+        if held:
             move(settings, reason)
-            held = time.monotonic() - begin
-    return {"moved": True, "broken": broken, "held_ms": round(1000 * held)}
+        forbid(reason, True)
+        return {"moved": held, "broken": len(connections(settings))}
+    if not held and not connections(settings):
+        forbid(reason, True)
+        return {"moved": False, "broken": 0}
+    told = draining if carried_on(settings) else nullcontext
+    with closing():
+        if held:
+            before = connections(settings)
+            wait(lambda: not before & connections(settings), settings.close_seconds)
+        with told(settings):
+            moved_at, begin = time.time(), time.monotonic()
+            move(settings, reason)
+            moved = time.monotonic()
+            open_then = len(connections(settings))
+            if told is draining:
+                wait(lambda: holds(settings.vip) or not connections(settings), settings.finish_seconds, WORD_SECONDS)
+    return {
+        "moved": held,
+        "moved_at": round(moved_at, 3),
+        "move_ms": round(1000 * (moved - begin)),
+        "open": open_then,
+        "finish_seconds": round(time.monotonic() - moved, 1),
+        "broken": len(connections(settings)),
+    }
 
 
 def state(settings: Settings) -> dict[str, object]:
@@ -207,6 +258,7 @@ def state(settings: Settings) -> dict[str, object]:
         "seconds": round(time.time() - vrrp.stat().st_mtime, 1),
         "holder": holds(settings.vip),
         "haproxy": haproxy_answers(),
+        "second_chance": carried_on(settings),
         "forbidden": [reason for reason in REASONS if forbidden(reason)],
         "connections": len(connections(settings)),
     }
@@ -262,7 +314,7 @@ def preview(colour: str, name: str) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("state", "save"):
+    for verb in ("state", "save", "prepare"):
         verbs.add_parser(verb)
     for verb in ("release", "restore"):
         verbs.add_parser(verb).add_argument("reason", choices=REASONS)
@@ -276,6 +328,8 @@ def main(arguments: list[str] | None = None) -> int:
                 result = state(Settings.read())
             case "save":
                 result = save()
+            case "prepare":
+                result = prepare(Settings.read())
             case "preview":
                 result = preview(options.colour, options.name)
             case "release":

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from mongo_rules import matches, updated
 from pst_trading import lease
-from pst_trading.lease import CLOCK_DRIFT, CLOCK_SET_BACK, POLL_S, Contender, Holder, Timing
+from pst_trading.lease import CLOCK_DRIFT, CLOCK_SET_BACK, POLL_S, Contender, Holder, Sites, Timing
 
 TIMING = Timing(ttl_s=15, renew_s=2, margin_s=3, rank_delay_s=1)
 
@@ -199,3 +199,54 @@ def test_no_text_of_a_host_is_taken_for_an_expression():
     request = contender("$epoch")._request("acquire", 0.0)
     (stage,) = lease.operation(request)[1]
     assert stage["$set"]["holder"]["$literal"]["host"] == "$epoch"
+
+
+FIRST, SECOND = Sites("one", "two", standby=False), Sites("two", "one", standby=True)
+
+
+def at_site(sites, host):
+    numbers = itertools.count()
+    me = Holder(host, "blue", f"{host}-first", "10.0.0.1")
+    return Contender("trading", me, TIMING, 0, lambda: f"{host}-{next(numbers)}", sites)
+
+
+def test_the_second_site_takes_no_lease_until_it_was_moved(server):
+    second = at_site(SECOND, "dr1")
+    drive(server, second, 60)
+    assert second.grant is None
+    first = at_site(FIRST, "app1")
+    drive(server, first, 61)
+    assert (first.grant.epoch, server.lease["site"]) == (1, "one")
+    server.now = 200  # the first site is lost, and the lease has expired long ago
+    drive(server, second, 300)
+    assert second.grant is None
+    assert second.at_other_site
+
+
+def test_a_lease_that_was_moved_is_the_other_sites(server):
+    first, second = at_site(FIRST, "app1"), at_site(SECOND, "dr1")
+    drive(server, first, 1)
+    only_if, _ = lease.moved("two", force=False)
+    assert not matches(only_if, server.lease, 0), "a lease that is held is not moved"
+    first.abandon("released", 1)
+    request = first.next(1)
+    first.answered(request, server.do(request), 1)
+    only_if, change = lease.moved("two", force=False)
+    assert matches(only_if, server.lease, 0)
+    server.lease = updated(change, server.lease, 0)
+    drive(server, first, 60)
+    drive(server, second, 62)
+    assert first.grant is None
+    assert second.grant.epoch == 2
+    assert second.grant.previous_ended == "released"
+
+
+def test_a_lease_that_was_forced_away_is_neither_renewed_nor_taken_again(server):
+    first, second = at_site(FIRST, "app1"), at_site(SECOND, "dr1")
+    drive(server, first, 1)
+    _, change = lease.moved("two", force=True)
+    server.lease = updated(change, server.lease, 1000)
+    drive(server, first, 5)
+    assert first.grant.deadline <= 5
+    drive(server, second, 8)
+    assert (second.grant.epoch, second.grant.previous_ended) == (3, "expired")

@@ -173,6 +173,9 @@ def _lease_commands(commands: Any) -> None:
     want.add_argument("who", metavar="HOST/COLOUR|nobody")
     want.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="until it is so; exit code 1 if not")
     command("clear-want", _lease_clear_want, "let anybody take it again")
+    site = command("site", _lease_site, "have it taken at another site from now on; somebody who holds it keeps it")
+    site.add_argument("site", metavar="SITE")
+    site.add_argument("--force", action="store_true", help="end it where somebody holds it (the site is lost)")
 
 
 # --- what systemd runs ------------------------------------------------------------------------------------------------
@@ -360,6 +363,8 @@ def describe(lease: Document) -> str:
         words.append(f"{left:.0f} s to live" if left > 0 else f"expired {-left:.0f} s ago")
     if revoked := lease["revoked"]:
         words.append(f"revoked by {revoked['by']} at {revoked['at']}Z: {revoked['reason'] or 'no reason given'}")
+    if site := lease.get("site"):
+        words.append(f"of site {site}")
     if wanted := lease["wanted"]:
         words.append(f"reserved for {wanted['host']}/{wanted['colour']}" if wanted["colour"] else "reserved for nobody")
     return ", ".join(words)
@@ -412,6 +417,16 @@ def _lease_want(host: Host, options: Any) -> None:
 def _lease_clear_want(host: Host, options: Any) -> None:
     lease = host.leases.want(host.placement(options.placement), None)
     _say(f"{options.placement}: {describe(lease) if lease else 'reserved for nobody any more'}")
+
+
+def _lease_site(host: Host, options: Any) -> None:
+    placement, known = host.placement(options.placement), (host.settings.site, host.settings.peer)
+    if not host.settings.peer or options.site not in known:
+        raise RefusedError(f"seen {options.site!r}, wanted one of the platform's two sites: {', '.join(known)}")
+    lease = host.leases.move(placement, options.site, force=options.force)
+    if lease is None:
+        raise RefusedError(f"{placement}: {describe(host.leases.read(placement))}, wanted: held by nobody")
+    _say(f"{placement}: {describe(lease)}")
 
 
 def _me() -> str:

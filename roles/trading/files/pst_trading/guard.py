@@ -22,7 +22,7 @@ from typing import Any
 
 from .control import SOCKET, ControlSocket, Message
 from .keeper import Files, Keeper, Killer
-from .lease import Contender, Holder, Timing
+from .lease import Contender, Holder, Sites, Timing
 from .processes import MongoProcessControl
 from .runner import Runner, Tools
 from .settings import Settings
@@ -104,10 +104,11 @@ class Guard:
         timing = Timing(
             settings.lease.ttl_s, settings.lease.renew_s, settings.lease.margin_s, settings.lease.rank_delay_s
         )
+        sites = Sites(settings.site, settings.peer, settings.standby) if settings.peer else None
         self.runners: dict[str, Runner] = {}
         for placement, rank in settings.placements_here().items():
             me = Holder(settings.host, settings.colour, new_instance(), settings.address)
-            contender = Contender(placement, me, timing, rank, new_instance)
+            contender = Contender(placement, me, timing, rank, new_instance, sites)
             files = Files(folder, placement, group)
             keeper = Keeper(contender, leases, tools.units, self.killer, files, tools.clock)
             self.runners[placement] = Runner(keeper, tools)

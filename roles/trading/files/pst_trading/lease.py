@@ -40,6 +40,22 @@ class Holder:
 
 
 @dataclass(frozen=True)
+class Sites:
+    """Which of two sites a host is in. The lease itself says at which one it may be taken: `site` in its document."""
+
+    name: str
+    peer: str
+    standby: bool  # the second site: a lease that says nothing yet is the first one's
+
+    def rule(self) -> Document:
+        """Return the filter of the leases that may be taken here."""
+        return {"site": self.name} if self.standby else {"site": {"$ne": self.peer}}
+
+    def may_take(self, lease: Document) -> bool:
+        return lease.get("site") == self.name if self.standby else lease.get("site") != self.peer
+
+
+@dataclass(frozen=True)
 class Timing:
     ttl_s: float
     renew_s: float
@@ -84,14 +100,18 @@ class Request:
     renewals: int = 0
     clock_is_right: bool = True
     ended: Ended = "killed"
+    sites: Sites | None = None
 
 
 # --- the server's half ------------------------------------------------------------------------------------------------
 
 
+_NOTHING = ("holder", "granted_at", "renewed_at", "expires_at", "ended", "wanted", "revoked", "site")
+
+
 def unheld(placement: str) -> Document:
     """Return the document of a lease that nobody has held yet."""
-    nothing = dict.fromkeys(("holder", "granted_at", "renewed_at", "expires_at", "ended", "wanted", "revoked"))
+    nothing = dict.fromkeys(_NOTHING)
     return {"_id": placement, "epoch": 0, "renewals": 0, "ttl_ms": 0, **nothing}
 
 
@@ -114,6 +134,7 @@ def _acquire(request: Request) -> tuple[Document, list[Document]]:
         "epoch": request.epoch,
         "renewals": request.renewals,
         "revoked": None,
+        **(request.sites.rule() if request.sites else {}),
         "$and": [
             {"$or": [{"wanted": None}, {"wanted.host": me.host, "wanted.colour": me.colour}]},
             {"$or": [{"holder": None}, *expired]},
@@ -126,6 +147,7 @@ def _acquire(request: Request) -> tuple[Document, list[Document]]:
         "ended": {"$cond": [{"$eq": ["$holder", None]}, "$ended", "expired"]},
         "wanted": None,  # who was wanted is here now; from now on anybody may follow
         "granted_at": "$$NOW",
+        **({"site": {"$literal": request.sites.name}} if request.sites else {}),
         **_validity(request),
     }
     return only_if, [{"$set": change}]
@@ -146,13 +168,41 @@ def _release(request: Request) -> tuple[Document, list[Document]]:
     return _mine(request), [{"$set": change}]
 
 
+def moved(site: str, *, force: bool) -> tuple[Document, list[Document]]:
+    """Return filter and update that have a lease taken at another site from now on.
+
+    A lease that is held is not moved, except by force: that ends it, as if it had expired. The one who held it may
+    believe in it for as long as it was valid; whoever forces it has seen to that.
+    """
+    if not force:
+        return {"holder": None}, [{"$set": {"site": {"$literal": site}}}]
+    ended: Document = {
+        "site": {"$literal": site},
+        "ended": {"$cond": [{"$eq": ["$holder", None]}, "$ended", "expired"]},
+        "holder": None,
+        "wanted": None,
+        "epoch": {"$add": ["$epoch", 1]},
+        "renewals": {"$add": ["$renewals", 1]},
+        "expires_at": "$$NOW",
+    }
+    return {}, [{"$set": ended}]
+
+
 # --- the guard's half -------------------------------------------------------------------------------------------------
 
 
 class Contender:
     """One guard and one lease. Whoever drives it asks `next`, has the store execute it, and tells what came back."""
 
-    def __init__(self, placement: str, me: Holder, timing: Timing, rank: int, new_instance: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        placement: str,
+        me: Holder,
+        timing: Timing,
+        rank: int,
+        new_instance: Callable[[], str],
+        sites: Sites | None = None,
+    ) -> None:
         self.placement = placement
         self.me = me
         self.timing = timing
@@ -160,7 +210,9 @@ class Contender:
         self.new_instance = new_instance
         self.grant: Grant | None = None
         self.lease: Document | None = None  # as last seen
+        self.sites = sites
         self.revoked = False
+        self.at_other_site = False
         self.wanted_elsewhere: Document | None = None
         self._home = me
         self._seen: Seen | None = None
@@ -199,7 +251,7 @@ class Contender:
         return min(self._next_at, self._take_at) if contend and self._take_at is not None else self._next_at
 
     def _request(self, verb: Literal["read", "acquire", "renew", "release"], now: float, **more: Any) -> Request:
-        given = {"holder": self.me, "ttl_s": self.timing.ttl_s, **more}
+        given = {"holder": self.me, "ttl_s": self.timing.ttl_s, "sites": self.sites, **more}
         return Request(verb=verb, placement=self.placement, sent_at=now, **given)
 
     def _claim(self, seen: Seen, now: float) -> Document:
@@ -245,7 +297,7 @@ class Contender:
             # The holder's ttl: it may be another one than mine while a change of it is being rolled out.
             self._seen = Seen(*state, max(lease["ttl_ms"] / 1000, self.timing.ttl_s), now)
         self._unconfirmed = None
-        if self.revoked or self.wanted_elsewhere:
+        if self.revoked or self.wanted_elsewhere or self.at_other_site:
             if holder is None:
                 self._seen = None  # it is free from when it may be taken, so that the ranks count then
             return
@@ -286,6 +338,7 @@ class Contender:
     def _note(self, lease: Document) -> None:
         self.lease = lease
         self.revoked = lease["revoked"] is not None
+        self.at_other_site = self.sites is not None and not self.sites.may_take(lease)
         wanted = lease["wanted"]
         me = (self.me.host, self.me.colour)
         self.wanted_elsewhere = wanted if wanted and (wanted["host"], wanted["colour"]) != me else None

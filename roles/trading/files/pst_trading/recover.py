@@ -54,7 +54,8 @@ class _Outcome:
 
 def recover(settings: Settings, log: Log, settle_s: float = SETTLE_S) -> RecoveryReport:
     """Take back every open order of our range of clients, or raise RecoveryError."""
-    gateway, ours = settings.gateway, settings.gateway.client_ids
+    gateway = settings.gateway
+    ours = {*gateway.client_ids, *gateway.peer_client_ids}
     deadline = time.monotonic() + settle_s
     outcome = _Outcome()
     seen: dict[tuple[int, int], ibapi.OpenOrder] = {}

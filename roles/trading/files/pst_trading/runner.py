@@ -278,7 +278,8 @@ class Runner:
         session.checked = True
         self._close_dead()
         if not self.tools.control.any_running():
-            self.tools.control.free_client_ids(self.tools.settings.gateway.client_ids)
+            for ids in (self.tools.settings.gateway.client_ids, self.tools.settings.gateway.peer_client_ids):
+                self.tools.control.free_client_ids(ids)
         self.keeper.files.write_environment(self.placement, grant)
         session.ready = True
         return True

@@ -130,11 +130,19 @@ class GatewaySettings:
     client_id_count: Annotated[int, Limits(1, 100_000)]
     recover_client_id: Annotated[int, Limits(0, 2_000_000)]
     account: Annotated[str, Text(r"[A-Z]{1,3}\d+", "an account of Interactive Brokers, such as DU1234567")]
+    # The other site's, whose orders a takeover takes back too; none where there is one site.
+    peer_client_id_offset: Annotated[int, Limits(0, 1_000_000)] = 0
+    peer_client_id_count: Annotated[int, Limits(0, 100_000)] = 0
 
     @property
     def client_ids(self) -> range:
         """The ids that the processes of this site take."""
         return range(self.client_id_offset, self.client_id_offset + self.client_id_count)
+
+    @property
+    def peer_client_ids(self) -> range:
+        """The ids that the processes of the other site take."""
+        return range(self.peer_client_id_offset, self.peer_client_id_offset + self.peer_client_id_count)
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,9 @@ class Settings:
     gateway: GatewaySettings
     drain: DrainSettings
     link: LinkSettings
+    # The other site, where there are two, and whether this one stands by for it.
+    peer: OptionalName = ""
+    standby: bool = False
 
     def placements_here(self) -> dict[str, int]:
         """Return the placements that may run on this host, with its rank in each."""
@@ -213,6 +224,7 @@ def contradictions(settings: Settings) -> typing.Iterator[str]:
             f"lease.drain_after_s: seen {lease.drain_after_s:g}, wanted less than ttl_s - margin_s - renew_s, "
             f"which is {lease.ttl_s - lease.margin_s - lease.renew_s:g}"
         )
+    yield from _sites(settings)
     names = [process.name for process in settings.processes]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"processes: {name} is there {names.count(name)} times, wanted once"
@@ -231,6 +243,13 @@ def contradictions(settings: Settings) -> typing.Iterator[str]:
             f"gateway.recover_client_id: seen {settings.gateway.recover_client_id}, "
             f"wanted one outside of {ids.start} to {ids.stop - 1}, which the processes take"
         )
+
+
+def _sites(settings: Settings) -> typing.Iterator[str]:
+    if settings.peer == settings.site:
+        yield f"peer: seen {settings.peer!r}, which is this site, wanted the other one"
+    if settings.standby and not settings.peer:
+        yield "standby: seen true without peer, wanted the site that this one stands by for"
 
 
 def _cycles(previous: Mapping[str, str]) -> typing.Iterator[str]:

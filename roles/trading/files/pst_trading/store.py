@@ -172,6 +172,12 @@ class MongoLeases:
             {"_id": placement, "revoked": {"$ne": None}}, [{"$set": {"reinstated": mark, "revoked": None}}]
         )
 
+    def move(self, placement: str, site: str, *, force: bool) -> Document | None:
+        """Have the lease taken at a site from now on; None where somebody holds it, and it is not forced."""
+        self.create(placement)
+        only_if, change = lease.moved(site, force=force)
+        return self._change({"_id": placement, **only_if}, change)
+
     def want(self, placement: str, host: str | None, colour: str = "") -> Document | None:
         """Let nobody but this one take the lease; None: anybody may. Who holds it already needs no reservation."""
         self.create(placement)

@@ -6,7 +6,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.pst.platform.plugins.module_utils.table import render
+from ansible_collections.pst.platform.plugins.module_utils.table import joined, render
+
+COLOURS = {True: "green", False: "red"}
 
 
 class ActionModule(ActionBase):
@@ -22,6 +24,8 @@ class ActionModule(ActionBase):
                 "rows": {"type": "list", "elements": "dict", "required": True},
                 "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
                 "failure": {"type": "str", "default": "rows are not well"},
+                "join": {"type": "str", "default": ""},
+                "heading": {"type": "bool", "default": True},
             }
         )
         rows = arguments["rows"]
@@ -29,10 +33,13 @@ class ActionModule(ActionBase):
         if arguments["format"] == "json":
             self._display.display(json.dumps(rows, default=str))
         elif rows:
+            if arguments["join"]:
+                rows = joined(arguments["columns"], arguments["join"], rows)
             heading, *lines = render(arguments["columns"], rows)
-            self._display.display(heading)
+            if arguments["heading"]:
+                self._display.display(heading)
             for row, line in zip(rows, lines, strict=True):
-                self._display.display(line, color="red" if row in bad else None)
+                self._display.display(line, color=COLOURS.get(row.get("ok")))
         if bad:
             return {"failed": True, "msg": f"{len(bad)} {arguments['failure']}", "failed_rows": len(bad)}
         return {"changed": False, "failed_rows": 0}

@@ -17,10 +17,11 @@ def firewall_rules(
     addresses: Mapping[str, str | None],
     site_hosts: Sequence[str],
     control: Sequence[str],
+    peers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The rules (name, statements) of one host, from the table of flows."""
     try:
-        rules = firewall.rules(flows, host, firewall.Site(groups, addresses, site_hosts, control))
+        rules = firewall.rules(flows, host, firewall.Site.of(groups, addresses, site_hosts, control, peers or {}))
     except firewall.FlowError as error:
         raise AnsibleFilterError(str(error)) from None
     return [{"name": rule.name, "statements": rule.statements} for rule in rules]

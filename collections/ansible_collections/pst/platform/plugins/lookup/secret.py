@@ -13,8 +13,9 @@ short_description: A secret of the site
 description:
   - Returns a secret from where the site keeps its secrets, so that no role knows where that is.
   - "The variable C(site_secrets_backend) names the place:"
-  - "C(generated): a file of that name in C(<site_state_dir>/secrets), made on first use, also in check mode, and by one
-    only of many runs at once. For a lab, and for a site that is run from one control node only."
+  - "C(generated): a file of that name in the folder C(site_secrets_path), by default C(<site_state_dir>/secrets), made
+    on first use, also in check mode, and by one only of many runs at once. For a lab, and for sites that are run from
+    one control node only."
   - "C(vars): the dictionary C(site_secrets), from a file that Ansible Vault encrypts, or SOPS (by the vars plugin
     C(community.sops.sops))."
   - "C(hashi_vault): the keys of one secret in HashiCorp Vault (KV version 2) at C(site_secrets_path), which is
@@ -76,8 +77,9 @@ class LookupModule(LookupBase):
     def _secret(self, name: str, variables: dict[str, Any]) -> str:
         backend = self._variable("site_secrets_backend", variables)
         if backend == "generated":
-            folder = Path(self._variable("site_state_dir", variables)) / "secrets"
-            return generated(folder, name, self.get_option("length"))
+            shared = "site_secrets_path" in variables
+            folder = self._variable("site_secrets_path" if shared else "site_state_dir", variables)
+            return generated(Path(folder) / ("" if shared else "secrets"), name, self.get_option("length"))
         if backend == "vars":
             return from_mapping(self._variable("site_secrets", variables), name, "site_secrets")
         if backend == "hashi_vault":

@@ -69,7 +69,7 @@ def build(
         "failed_by_kind": account["failed"],
         "longest_gap_ms": round(1000 * account["longest_gap_s"]),
         "longest_gap": longest,
-        "longest_outage_ms": round(1000 * max(gap["seconds"] - gap["own"] for gap in gaps)),
+        "longest_outage_ms": round(1000 * max(map(outage, gaps))),
         "p50_ms": account["p50_ms"],
         "p99_ms": account["p99_ms"],
         "late_ms": account["late_ms"],
@@ -93,6 +93,11 @@ def build(
     return report
 
 
+def outage(gap: Mapping[str, Any]) -> float:
+    """Return how long a gap is (seconds), less what the probe itself was held up by: that is none of the platform's."""
+    return float(gap["seconds"] - gap["own"])
+
+
 def event_before(events: Sequence[Mapping[str, Any]], moment: float) -> Mapping[str, Any] | None:
     """Return the last event that was noted before a moment, for a gap the one that it may come from."""
     before = [event for event in events if datetime.fromisoformat(event["at"]).timestamp() <= moment]
@@ -102,7 +107,6 @@ def event_before(events: Sequence[Mapping[str, Any]], moment: float) -> Mapping[
 def unmet(report: Report) -> Iterator[str]:
     """Yield each bar that the report does not meet: the value seen, the value wanted, and what is known of it."""
     for name, most in report["require"].items():
-        # What the probe itself was held up by is no gap of the platform's.
         seen = report["longest_outage_ms" if name == "longest_gap_ms" else name]
         if seen is None:
             why = "the agent could not be asked" if name.endswith("_posts") else "no request succeeded"
@@ -117,7 +121,7 @@ def remark(name: str, report: Report) -> str:
     if name == "duplicate_posts":
         return f" ({', '.join(report['duplicates'][:3])})"
     if name == "longest_gap_ms" and report["longest_gap"]:
-        gap = max(report["gaps"], key=lambda gap: gap["seconds"] - gap["own"])
+        gap = max(report["gaps"], key=outage)
         after = f", after {words(gap['after'])}" if gap["after"] else ""
         late = f"; and {gap['own']:g} s in which the probe itself was held up" if gap["own"] else ""
         return f" ({gap['at']:.1f} s after the begin{after}{late})"

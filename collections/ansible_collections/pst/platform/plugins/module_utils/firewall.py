@@ -28,6 +28,22 @@ class Site:
     hosts: Sequence[str]  # of this site
     control: Sequence[str]
 
+    @classmethod
+    def of(
+        cls,
+        groups: Mapping[str, Sequence[str]],
+        addresses: Mapping[str, str | None],
+        hosts: Sequence[str],
+        control: Sequence[str],
+        peers: Mapping[str, Mapping[str, Any]],
+    ) -> Site:
+        """Take the other site's hosts too, which a run over this site alone has not in its inventory."""
+        known = {name: list(members) for name, members in groups.items()}
+        for name, peer in peers.items():
+            for group in peer["groups"]:
+                known[group] = [*known.get(group, ()), *([name] if name not in known.get(group, ()) else [])]
+        return cls(known, {**{name: str(peer["address"]) for name, peer in peers.items()}, **addresses}, hosts, control)
+
     def members(self, group: str, *, all_sites: bool) -> list[str]:
         if group == SITE:
             return list(self.hosts)

@@ -14,17 +14,20 @@ import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.pst.platform.plugins.module_utils import ib_api, mongodb, redis_cluster
+from ansible_collections.pst.platform.plugins.module_utils import dns_zone, ib_api, mongodb, redis_cluster
 from ansible_collections.pst.platform.plugins.module_utils.host_check import reason
 
 CA = Path("/etc/pst/pki/ca.crt")
 NODE_CERTIFICATE, NODE_KEY = Path("/etc/pst/pki/node/node.crt"), Path("/etc/pst/pki/node/node.key")
+CONSOLE_STATE = Path("/run/pst-console/state.json")
+CONSOLE_LATE_S = 30
 SENTINEL_CONFIG = Path("/var/lib/redis/sentinel.conf")
 GUARD_SOCKET = "/run/pst/trading/guard.sock"
 HOLDS = "holds"
@@ -94,6 +97,8 @@ PORTS: Mapping[str, int] = {
     "ib_gateway": 4001,
     "prometheus": 9090,
     "node_exporter": 9100,
+    "backup": 8000,
+    "console": 8443,
 }
 
 
@@ -243,14 +248,58 @@ def probe_gateway(context: Context) -> Answer:
     return Answer("answers", f"API {health.server_version}")
 
 
+def scraped_host(target: Mapping[str, Any]) -> tuple[str, str]:
+    """The job and the address of a target, without its port."""
+    return target["labels"]["job"], target["labels"]["instance"].rpartition(":")[0]
+
+
 def probe_prometheus(context: Context) -> Answer:
     expect_ok(context, context.port("prometheus"), "/-/ready")
     answer = json.loads(expect_ok(context, context.port("prometheus"), "/api/v1/targets?state=active"))
     targets = answer["data"]["activeTargets"]
-    down = [target["labels"]["instance"] for target in targets if target["health"] != "up"]
+    answering = [target for target in targets if target["health"] == "up"]
+    up = {scraped_host(target) for target in answering}
+    # One slot of an application node may be empty: its host answers from the other one.
+    down = [
+        target["labels"]["instance"]
+        for target in targets
+        if target["health"] != "up" and not ("colour" in target["labels"] and scraped_host(target) in up)
+    ]
     if down:
         raise ProbeError(f"{len(down)} of {len(targets)} targets down: {', '.join(sorted(down))}")
-    return Answer(f"{len(targets)} targets up")
+    return Answer(f"{len(answering)} targets up")
+
+
+def probe_dns(_context: Context) -> Answer:
+    settings = dns_zone.Settings.read(dns_zone.SETTINGS)
+    state = dns_zone.read(settings)
+    if not state["answers"] or state["serial"] is None:
+        raise ProbeError(state["problem"] or "no zone")
+    if not state["open"]:
+        raise ProbeError("refuses clients until it has heard the other servers")
+    return Answer(f"{settings.zone} at {', '.join(sorted(set(state['addresses'].values())))}, serial {state['serial']}")
+
+
+def probe_backup(context: Context) -> Answer:
+    """It lets the site's certificates in, and asks for a password."""
+    status, _ = get(context, context.port("backup"), "/")
+    if status != http.client.UNAUTHORIZED:
+        raise ProbeError(f"answers {status} to a client without a password; wanted 401")
+    return Answer("answers")
+
+
+def probe_page(context: Context) -> Answer:
+    status, _ = get(context, context.port("console"), "/")
+    if status != http.client.UNAUTHORIZED:
+        raise ProbeError(f"/ answers {status} without a password; wanted 401")
+    return Answer("asks for a password")
+
+
+def probe_collector(_context: Context) -> Answer:
+    age = time.time() - CONSOLE_STATE.stat().st_mtime
+    if age > CONSOLE_LATE_S:
+        raise ProbeError(f"the page's state is {age:.0f} s old")
+    return Answer("fresh")
 
 
 SERVICES: Sequence[Service] = (
@@ -270,6 +319,11 @@ SERVICES: Sequence[Service] = (
     Service("ib_gateways", "gateway", "ib-gateway.service", probe=probe_gateway, optional=True),
     Service("ib_gateways", "gate", "pst-gate.service", optional=True, follows="ib-gateway.service"),
     Service("monitoring", "prometheus", "prometheus.service", "prometheus", probe_prometheus),
+    Service("dns", "name server", "knot.service", "knot", probe_dns),
+    Service("dns", "keeper", "pst-dns.service"),
+    Service("backup", "repositories", "pst-backup-server.service", "rclone", probe_backup),
+    Service("monitoring", "page", "pst-console-web.service", "nginx", probe_page),
+    Service("monitoring", "collector", "pst-console.service", probe=probe_collector),
 )
 
 
@@ -323,7 +377,7 @@ def row_of(host: str, service: Service, unit: Unit, versions: Mapping[str, str],
         return row
     try:
         answer = service.probe(context)
-    except (ProbeError, OSError, ValueError, KeyError, redis_cluster.CommandError) as error:
+    except (ProbeError, OSError, ValueError, KeyError, redis_cluster.CommandError, dns_zone.ZoneError) as error:
         return replace(row, state=f"active, but {error}", ok=False)
     return replace(row, state=answer.text or row.state, version=answer.version or row.version)
 
@@ -397,6 +451,7 @@ SINGLETONS = (
     ("redis", "redis", "master of ", "master is"),
     ("ib_gateways", "gateway", "answers", "active gateway is"),
 )
+SINGLETONS_STANDBY = tuple(found for found in SINGLETONS if found[0] in ("load_balancers", "redis"))
 # Of these one at least runs on each host of the tier.
 SLOTS = {"app_nodes": ("app blue", "app green")}
 
@@ -416,16 +471,37 @@ def report(results: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Collec
             tier = next((tier for tier in order if host in groups.get(tier, ())), EVERY_HOST)
             rows.append(Row(host, tier, "-", f"no answer: {reason(result)}", ok=False))
     for site in (group for group in groups if group.startswith("site_")):
-        rows += judge(rows, site, set(results), groups)
+        if stands_by(rows, site, groups):
+            rows = [without_gateway(row) if row.host in groups[site] else row for row in rows]
+            rows += judge(rows, site, set(results), groups, SINGLETONS_STANDBY)
+        else:
+            rows += judge(rows, site, set(results), groups)
+            rows += judge_leases(rows, site, set(results), groups)
     rows.sort(key=lambda row: (order.index(row.tier), row.host))
     return [asdict(row) for row in rows]
 
 
+def stands_by(rows: Sequence[Row], site: str, groups: Mapping[str, Collection[str]]) -> bool:
+    """Whether the members of a site follow a primary that is not in it: the other site leads."""
+    states = [row.state for row in rows if row.host in groups[site] and row.service == "mongod"]
+    leaders = {state.removeprefix("secondary of ") for state in states if state.startswith("secondary of ")}
+    return bool(leaders - {"no primary"}) and not (leaders | {"no primary"}) & {*groups[site]}
+
+
+def without_gateway(row: Row) -> Row:
+    """Where a site stands by no gateway is logged in, so that the links of its application nodes end nowhere."""
+    return replace(row, state="standby", ok=True) if row.service == "link" and row.state.startswith("active") else row
+
+
 def judge(
-    rows: Sequence[Row], site: str, asked: Collection[str], groups: Mapping[str, Collection[str]]
+    rows: Sequence[Row],
+    site: str,
+    asked: Collection[str],
+    groups: Mapping[str, Collection[str]],
+    singletons: Sequence[tuple[str, str, str, str]] = SINGLETONS,
 ) -> Iterator[Row]:
     """A row for each thing of which a site has to have exactly one, and has not."""
-    for tier, service, beginning, what in SINGLETONS:
+    for tier, service, beginning, what in singletons:
         members = set(groups.get(tier, ())) & set(groups[site])
         if not members or not members <= set(asked):
             continue
@@ -436,7 +512,6 @@ def judge(
         ]
         if len(found) != 1:
             yield Row(site, tier, service, f"{what} {', '.join(found) or 'nobody'}; wanted exactly one", ok=False)
-    yield from judge_leases(rows, site, asked, groups)
 
 
 def judge_leases(

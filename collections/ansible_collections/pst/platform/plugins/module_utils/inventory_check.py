@@ -26,13 +26,15 @@ SECRET_NAME = re.compile(r"passw|passphrase|secret|token|credential", re.IGNOREC
 
 # Which roles (and entry points) run on the hosts of a group. The one place that says so for validation.
 ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node")),
+    EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node"), ("notify", "main")),
     "load_balancers": (("load_balancer", "main"),),
-    "app_nodes": (("app", "main"), ("trading", "main")),
-    "mongodb": (("mongodb", "main"),),
+    "app_nodes": (("app", "main"), ("trading", "main"), ("backup", "main")),
+    "mongodb": (("mongodb", "main"), ("backup", "main")),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
-    "monitoring": (("monitoring", "main"),),
+    "dns": (("dns", "main"),),
+    "backup": (("backup", "main"), ("mongodb", "program")),
+    "monitoring": (("monitoring", "main"), ("console", "main")),
 }
 REQUIRED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways", "monitoring")
 OPTIONAL_TIERS = ("parquet", "backup", "dns")
@@ -157,6 +159,7 @@ def check(
     problems += check_written(hosts, contract)
     problems += check_duplicate_hosts(hosts)
     problems += check_sites(sites_of(hosts))
+    problems += check_peers(sites_of(hosts))
     for site in sites_of(hosts):
         problems += (found for check_site in SITE_CHECKS for found in check_site(site))
     for rules in role_rules:
@@ -255,6 +258,51 @@ def check_sites(sites: Sequence[Site]) -> Iterator[Problem]:
         yield Problem(", ".join(groups), "load_balancer_virtual_router_id", seen, wanted)
 
 
+def check_peers(sites: Sequence[Site]) -> Iterator[Problem]:
+    """Two sites of one platform know each other, by what both say, and one of them stands by for the other."""
+    by_name = {str(site.get("site_name")): site for site in sites}
+    for site in sites:
+        peer, standby_of = _peer(site), site.get("site_standby_of") or ""
+        if peer is None:
+            continue  # not a dictionary, or a value in it is missing: told elsewhere
+        name = str(peer.get("name", ""))
+        if peer and (lacking := [key for key in ("name", "domain", "hosts") if not peer.get(key)]):
+            yield site.problem(f"site_peer.{lacking[0]}", "nothing", "name, domain and hosts of the other site, or {}")
+            continue
+        if standby_of and standby_of != name:
+            yield site.problem("site_standby_of", standby_of, f"site_peer.name, which is {name or 'not set'}")
+        if name and name == site.get("site_name"):
+            yield site.problem("site_peer.name", name, "the other site")
+        elif name in by_name:
+            yield from _agree(site, peer, by_name[name])
+
+
+def _peer(site: Site) -> Mapping[str, Any] | None:
+    """What a site says of the other one: {} where there is none, None where it cannot be told."""
+    value = site.hosts[0].values.get("site_peer") or {}
+    return value if isinstance(value, Mapping) else None
+
+
+def _agree(site: Site, peer: Mapping[str, Any], other: Site) -> Iterator[Problem]:
+    """What a site says of the other one is what that one says of itself; both inventories are given."""
+    known = (_peer(other) or {}).get("name")
+    if known != site.get("site_name"):
+        yield other.problem("site_peer.name", known or "nothing", f"{site.get('site_name')}, which names this site")
+    if bool(site.get("site_standby_of")) == bool(other.get("site_standby_of")) and site.group < other.group:
+        both = f"{site.get('site_standby_of') or 'nothing'} and {other.get('site_standby_of') or 'nothing'}"
+        yield Problem(
+            f"{site.group}, {other.group}", "site_standby_of", both, "the name of the first site on the second"
+        )
+    if peer.get("domain") != other.get("site_domain"):
+        yield site.problem(
+            "site_peer.domain", peer.get("domain"), f"site_domain of the other, {other.get('site_domain')}"
+        )
+    said = {str(name): str(host.get("address")) for name, host in (peer.get("hosts") or {}).items()}
+    found = {host.name: str(host.get("site_address")) for host in other.hosts}
+    if differing := sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name)):
+        yield site.problem("site_peer.hosts", f"a difference in {', '.join(differing)}", "the other site's hosts")
+
+
 # Checks of one site ---------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +390,8 @@ def check_voters(site: Site) -> Iterator[Problem]:
     """MongoDB's members and Redis's sentinels can form a majority, and lose one where it matters."""
     fewest = MIN_VOTERS if as_bool(site.get("site_production", True)) else 1
     for tier in ("mongodb", "redis"):
+        if tier == "mongodb" and site.get("site_standby_of"):
+            continue  # none of them has a vote until the site has taken over, and then each of them
         voters = voters_of(site, tier)
         count = len(voters)
         if site.tier(tier) and (count % 2 == 0 or count < fewest):

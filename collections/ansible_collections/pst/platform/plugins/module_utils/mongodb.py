@@ -11,7 +11,7 @@ import importlib.util
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 Document = dict[str, Any]
@@ -104,7 +104,12 @@ class User:
 
 @dataclass(frozen=True)
 class Spec:
-    """The wanted replica set. The first user is the administrator that this program logs in as."""
+    """The wanted replica set. The first user is the administrator that this program logs in as.
+
+    `members` are those of this site. `peers` are those of the other site, where there is one: its own run brings them
+    to their state, and this one leaves them as they are. With `standby` this site joins the set of its peers, and never
+    makes one of its own.
+    """
 
     name: str
     members: Sequence[Member]
@@ -113,6 +118,8 @@ class Spec:
     previous_password: str = field(default="", repr=False)
     remove_members: bool = False
     feature_compatibility_version: str = ""
+    peers: Sequence[str] = ()
+    standby: bool = False
 
     def __post_init__(self) -> None:
         errors = list(spec_errors(self))
@@ -125,8 +132,13 @@ def spec_errors(spec: Spec) -> Iterator[str]:
     hosts = [member.host for member in spec.members]
     if len(hosts) != len(set(hosts)):
         yield f"members: a host is named twice in {hosts}"
+    if both := sorted(set(hosts) & set(spec.peers)):
+        yield f"peers: {', '.join(both)} of this site, wanted members of the other site"
+    if spec.standby and not spec.peers:
+        yield "peers: none, wanted the members of the site that this one stands by for"
     voters = sum(member.votes for member in spec.members)
-    if voters % 2 == 0 or voters > MAX_VOTERS:
+    # Two are few, but they are what a small site that takes over has.
+    if (voters % 2 == 0 and not spec.standby) or voters > MAX_VOTERS:
         yield f"members: {voters} votes, wanted an odd number up to {MAX_VOTERS}"
     if not any(member.votes and member.priority > 0 for member in spec.members):
         yield "members: no member has votes 1 and a priority above 0, so none could become primary"
@@ -157,6 +169,35 @@ def member_fields(member: Mapping[str, Any]) -> Document:
     }
 
 
+@dataclass(frozen=True)
+class Leads:
+    """Which of two sites has the votes, by a live configuration. Promotion moves them; converging never does."""
+
+    here: bool
+    there: bool
+
+    @property
+    def only_here(self) -> bool:
+        return self.here and not self.there
+
+
+def leads(config: Mapping[str, Any], spec: Spec) -> Leads:
+    voters = {member["host"] for member in config["members"] if member_fields(member)["votes"]}
+    return Leads(here=bool(voters - set(spec.peers)), there=bool(voters & set(spec.peers)))
+
+
+def wanted_members(config: Mapping[str, Any], spec: Spec) -> list[Member]:
+    """The site's members as they are to be now: with the votes that the inventory gives them where the site leads.
+
+    A site that stands by has none. While the votes are being moved, each member keeps what it has.
+    """
+    if not spec.peers or (led := leads(config, spec)).only_here:
+        return list(spec.members)
+    live = {member["host"]: member_fields(member) for member in config["members"]} if led.here else {}
+    nothing = {"votes": 0, "priority": 0.0}
+    return [replace(member, **{key: live.get(member.host, nothing)[key] for key in nothing}) for member in spec.members]
+
+
 def next_change(config: Document, spec: Spec, reachable: Collection[str]) -> Change | None:
     """The first of the reconfigurations that lead from `config` to `spec`; None when there is none to make.
 
@@ -168,19 +209,21 @@ def next_change(config: Document, spec: Spec, reachable: Collection[str]) -> Cha
 
 def _changes(config: Document, spec: Spec, reachable: Collection[str]) -> Iterator[Change]:
     live = {member["host"]: member for member in config["members"]}
-    wanted = {member.host: member for member in spec.members}
+    wanted = {member.host: member for member in wanted_members(config, spec)}
     settings = config.get("settings", {})
-    for key, value in spec.settings.items():
+    ours = not spec.peers or leads(config, spec).only_here  # the other site's inventory decides while it leads
+    for key, value in spec.settings.items() if ours else ():
         if settings.get(key) != value:
             yield Change(f"set {key} {settings.get(key)} -> {value}", config | {"settings": settings | {key: value}})
 
-    removals = [_removal(config, host) for host in live if host not in wanted] if spec.remove_members else []
+    strange = [host for host in live if host not in wanted and host not in spec.peers]
+    removals = [removal(config, host) for host in strange] if spec.remove_members else []
     voters = sum(member_fields(member)["votes"] for member in live.values())
     demotions = []
     for host, member in wanted.items():
         if host not in live or member_fields(live[host]) == member.fields():
             continue
-        change = _adjustment(config, live[host], member)
+        change = adjustment(config, live[host], member)
         if change.displaces:
             demotions.append(change)  # when those who are to take over are there
         elif not change.promotes or host in reachable:
@@ -198,7 +241,7 @@ def _changes(config: Document, spec: Spec, reachable: Collection[str]) -> Iterat
     yield from removals
 
 
-def _adjustment(config: Document, live: Document, member: Member) -> Change:
+def adjustment(config: Document, live: Document, member: Member) -> Change:
     before, after = member_fields(live), member.fields()
     differences = (f"{key} {before[key]} -> {after[key]}" for key in MEMBER_FIELDS if before[key] != after[key])
     return Change(
@@ -209,7 +252,7 @@ def _adjustment(config: Document, live: Document, member: Member) -> Change:
     )
 
 
-def _removal(config: Document, host: str) -> Change:
+def removal(config: Document, host: str) -> Change:
     members = [member for member in config["members"] if member["host"] != host]
     return Change(f"remove {host}", config | {"members": members}, displaces=host)
 
@@ -226,7 +269,7 @@ def plan(config: Document, spec: Spec, reachable: Collection[str]) -> tuple[list
 def pending_members(config: Document, spec: Spec) -> list[str]:
     """Wanted members that are not yet what they should be."""
     live = {member["host"]: member_fields(member) for member in config["members"]}
-    return [member.host for member in spec.members if live.get(member.host) != member.fields()]
+    return [member.host for member in wanted_members(config, spec) if live.get(member.host) != member.fields()]
 
 
 def voter_shortage(config: Document, states: Mapping[str, str]) -> str:
@@ -391,33 +434,60 @@ class Reconciler:
         self.check = check
         self.join_timeout = join_timeout
         self.hosts = [member.host for member in spec.members]
+        self.everybody = [*self.hosts, *spec.peers]
         self.admin = Credentials(spec.users[0].name, spec.users[0].password)
         self.result = Result()
 
     def run(self) -> Result:
         if not self._initiated():
+            if self.spec.standby:
+                return self._nothing_to_join()
             if self.check:
                 return self._planned_from_nothing()
             self._initiate()
-        self.result.primary = self.set.find_primary(self.hosts)
+        self.result.primary = self.set.find_primary(self.everybody)
         self._log_in()
-        self._ensure_users()
-        self._ensure_default_concern()
-        self._ensure_feature_version()
+        if self._leads():
+            self._ensure_users()
+            self._ensure_default_concern()
+            self._ensure_feature_version()
         self._ensure_members()
         return self.result
 
+    def _leads(self) -> bool:
+        """Whether users and settings of the whole set are this site's to bring to their state."""
+        if not self.spec.peers:
+            return True
+        config, _ = self.set.look(self.result.primary, self.admin)
+        return leads(config, self.spec).only_here
+
     # The first member -------------------------------------------------------------------------------------------------
 
+    def _nothing_to_join(self) -> Result:
+        if not self.check:
+            raise MongoError(
+                f"this site stands by for {', '.join(self.spec.peers)}, and none of them belongs to {self.spec.name}: "
+                "make the set there first"
+            )
+        self.result.changes = [f"join {self.spec.name} of the other site"]
+        return self.result
+
     def _initiated(self) -> bool:
-        """Whether a member belongs to the set. False only when every member has said that it belongs to none."""
+        """Whether a member belongs to the set. False only when every member has said that it belongs to none.
+
+        A site whose members are all new joins the set of the other site, where that one has the data. One that stands
+        by waits for it; any other is made without it, since the other site may come later.
+        """
         names: dict[str, str] = {}
 
         def attempt() -> str:
-            for host in self.hosts:
-                if (hello := self.set.hello(host)) is not None:
+            for host in self.everybody:
+                if host in self.spec.peers and any(names.values()):
+                    break  # who need not be there is not waited for either
+                if not names.get(host) and (hello := self.set.hello(host)) is not None:
                     names[host] = hello.get("setName", "")
-            silent = [host for host in self.hosts if host not in names]
+            needed = self.everybody if self.spec.standby else self.hosts
+            silent = [host for host in needed if host not in names]
             return f"no answer from {', '.join(silent)}" if silent and not any(names.values()) else ""
 
         problem = wait(self.set.clock, 0 if self.check else self.set.timeout, attempt)
@@ -575,7 +645,7 @@ class Reconciler:
     def _ensure_members(self) -> None:
         config, _ = self.set.look(self.result.primary, self.admin)
         self.result.before = describe(config)
-        unwanted = ", ".join(sorted({member["host"] for member in config["members"]} - set(self.hosts)))
+        unwanted = ", ".join(sorted({member["host"] for member in config["members"]} - set(self.everybody)))
         if unwanted and not self.spec.remove_members:
             self.result.warnings.append(
                 f"members that the inventory does not name: {unwanted} (mongodb_remove_members removes them)"
@@ -598,9 +668,9 @@ class Reconciler:
             change = next_change(config, self.spec, reachable)
             if change is None:
                 return config
-            self._apply(change, config)
+            self.apply(change, config)
 
-    def _apply(self, change: Change, config: Document) -> None:
+    def apply(self, change: Change, config: Document) -> None:
         """Wait until the change is safe, make it, and leave it when the majority has it."""
         if change.displaces == self.result.primary:
             others = [m["host"] for m in config["members"]]
@@ -617,12 +687,12 @@ class Reconciler:
                 version = {"version": live["version"] + 1, "term": live.get("term", -1)}
                 self.set.ask(self.result.primary, {"replSetReconfig": change.config | version}, self.admin)
             except UnreachableError as error:
-                self.result.primary = self.set.find_primary(self.hosts)
+                self.result.primary = self.set.find_primary(self.everybody)
                 return str(error)
             except CommandError as error:
                 if error.code not in TRANSIENT:
                     raise MongoError(f"{change.title}: {error}") from error
-                self.result.primary = self.set.find_primary(self.hosts)
+                self.result.primary = self.set.find_primary(self.everybody)
                 return str(error)
             self.result.changes.append(change.title)
             return ""
@@ -646,7 +716,7 @@ MAJORITY: Mapping[str, Any] = {"writeConcern": {"w": "majority", "wtimeout": 300
 
 
 def _refuse_moved_ports(config: Document, spec: Spec) -> None:
-    live, wanted = {member["host"] for member in config["members"]}, {member.host for member in spec.members}
+    live, wanted = {m["host"] for m in config["members"]} - {*spec.peers}, {member.host for member in spec.members}
     gone = {host.rpartition(":")[0]: host for host in live - wanted}
     for host in sorted(wanted - live):
         if seen := gone.get(host.rpartition(":")[0]):
@@ -690,17 +760,21 @@ class Health:
 class MemberVerbs:
     """What the verbs of the role do to the member on this host."""
 
-    def __init__(self, member: str, admin: Credentials, replica_set: ReplicaSet) -> None:
+    def __init__(self, member: str, admin: Credentials, replica_set: ReplicaSet, peers: Sequence[str] = ()) -> None:
         self.member = member
+        self.peers = peers  # members of the other site
         self.admin = admin
         self.set = replica_set
 
     def health(self, *, others: bool, max_lag: float) -> Health:
-        """Look once. `others`: all the rest of the set has to be healthy, before this member may stop."""
+        """Look once. `others`: all the rest of the site has to be healthy, before this member may stop.
+
+        Not the other site, which holds nothing up while it is away: it stands by, and has no vote.
+        """
         primary = self.set.find_primary([self.member], timeout=0)
         config, status = self.set.look(primary, self.admin)
         states, lags = states_of(status), lags_of(status)
-        hosts = [host for host in states if host != self.member] if others else [self.member]
+        hosts = [host for host in states if host != self.member and host not in self.peers] if others else [self.member]
         return Health(primary, states, lags, health_problems(status, config, hosts, max_lag))
 
     def await_health(self, *, others: bool, max_lag: float) -> Health:

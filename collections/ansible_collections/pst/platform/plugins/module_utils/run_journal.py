@@ -167,6 +167,11 @@ class Journal:
             raise LostError(f"{run} is not in the journal")
         return page, True
 
+    def free(self) -> None:
+        """HeldError where a run that has not ended has the lock."""
+        if holder := self._holder():
+            raise self._held(holder)
+
     def read(self, limit: int = 20, run: str = "") -> tuple[Document, list[Document]]:
         """The lock, and the last runs, the newest first; or the one run that is named."""
         lock = next(iter(self._find(LOCK, {"_id": SITE})), {})

@@ -18,5 +18,18 @@ def render(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[st
     ]
 
 
+def joined(columns: Sequence[str], key: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that differ by `key` only are one, with all its values; what is not well stays a row of its own."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        alike = (*(one_line(row.get(column)) for column in columns if column != key), row.get("ok"))
+        identity = (number,) if row.get("ok") is False else alike
+        if identity in found:
+            found[identity][key] = f"{found[identity][key]} {row.get(key)}"
+        else:
+            found[identity] = dict(row)
+    return list(found.values())
+
+
 def one_line(value: Any) -> str:
     return " ".join(str("" if value is None else value).split())

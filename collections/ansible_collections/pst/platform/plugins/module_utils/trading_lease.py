@@ -26,7 +26,7 @@ UNHELD: Document = {
     "epoch": 0,
     "renewals": 0,
     "ttl_ms": 0,
-    **dict.fromkeys(("holder", "granted_at", "renewed_at", "expires_at", "ended", "wanted", "revoked")),
+    **dict.fromkeys(("holder", "granted_at", "renewed_at", "expires_at", "ended", "wanted", "revoked", "site")),
 }
 
 

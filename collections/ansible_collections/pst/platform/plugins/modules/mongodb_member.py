@@ -21,6 +21,11 @@ options:
     description: Ask for the health of all other members instead of this one's. Before a restart.
     type: bool
     default: false
+  peers:
+    description: Members of the other site, C(name:port), where there are two. O(others) leaves them out.
+    type: list
+    elements: str
+    default: []
   hand_over:
     description: Step down if this member is the primary.
     type: bool
@@ -96,6 +101,7 @@ def main() -> None:
         argument_spec={
             "member": {"type": "str", "required": True},
             "others": {"type": "bool", "default": False},
+            "peers": {"type": "list", "elements": "str", "default": []},
             "hand_over": {"type": "bool", "default": False},
             "max_lag": {"type": "float", "default": 10},
             "certificate": {"type": "path"},
@@ -111,7 +117,7 @@ def main() -> None:
     if not have_pymongo() and not check:
         module.fail_json(msg=missing_required_lib("pymongo"))
     replica_set = ReplicaSet(connector(p["ca_file"] or "", 60), timeout=0 if check else p["timeout"])
-    verbs = MemberVerbs(p["member"], Credentials(p["login_user"], p["login_password"]), replica_set)
+    verbs = MemberVerbs(p["member"], Credentials(p["login_user"], p["login_password"]), replica_set, p["peers"])
     health = verbs.await_health(others=p["others"], max_lag=p["max_lag"])
     if health.problems:
         problem = "; ".join(health.problems)

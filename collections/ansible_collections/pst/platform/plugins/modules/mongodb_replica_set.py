@@ -33,6 +33,18 @@ options:
       priority: {description: Rank in elections; 0 never becomes primary., type: float, default: 1}
       hidden: {description: Keep clients from reading here., type: bool, default: false}
       tags: {description: Tags for read preferences and write concerns., type: dict, default: {}}
+  peers:
+    description:
+      - Members of the other site, C(name:port), where the set has two. They are left as they are. While one of them has
+        a vote and none of O(members) has, the members of this site are kept without one, and users and settings are
+        left to the other site. While both sites have votes, nobody's vote is changed.
+    type: list
+    elements: str
+    default: []
+  standby:
+    description: Whether this site only ever joins the set of O(peers), and never makes one of its own.
+    type: bool
+    default: false
   settings:
     description: Replica set settings such as C(electionTimeoutMillis). Others are left as they are.
     type: dict
@@ -136,6 +148,8 @@ def argument_spec() -> dict[str, dict[str, object]]:
                 "tags": {"type": "dict", "default": {}},
             },
         },
+        "peers": {"type": "list", "elements": "str", "default": []},
+        "standby": {"type": "bool", "default": False},
         "settings": {"type": "dict", "default": {}},
         "users": {
             "type": "list",
@@ -173,6 +187,8 @@ def main() -> None:
             name=p["name"],
             members=[Member(**member) for member in p["members"]],
             users=[user_from(user) for user in p["users"]],
+            peers=p["peers"],
+            standby=p["standby"],
             settings=p["settings"],
             previous_password=p["previous_password"] or "",
             remove_members=p["remove_members"],

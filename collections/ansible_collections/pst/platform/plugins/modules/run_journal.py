@@ -16,9 +16,11 @@ options:
       - V(begin) takes the lock. Fails, naming the holder, where another run has it.
       - V(step) notes the state of a step. Fails where the lock is no longer this run's; the run must not go on.
       - V(end) ends the run and frees the lock.
+      - V(free) fails, naming the holder, where a run has the lock; for what changes the site without a run of its own.
+        It passes where MongoDB does not answer or is not there yet, because it may be what has to be made or repaired.
       - V(read) returns the last runs.
     type: str
-    choices: [begin, step, end, read]
+    choices: [begin, step, end, free, read]
     required: true
   run:
     description: Id of the run. The action plugin makes one for V(begin). With V(read), the one run to return.
@@ -135,7 +137,7 @@ EXAMPLES = r"""
 RETURN = r"""
 run:
   description: Id of the run.
-  returned: with all states but V(read)
+  returned: with V(begin), V(step) and V(end)
   type: str
 proven:
   description: Steps that earlier runs of the same undertaking have proven, each with C(step) and C(host).
@@ -152,8 +154,12 @@ broken:
   type: str
 holder:
   description: The run that has the lock.
-  returned: where V(begin) was refused, and with V(read)
+  returned: where V(begin) or V(free) was refused, and with V(read)
   type: dict
+unknown:
+  description: Why it could not be asked who has the lock; empty where it was.
+  returned: with V(free)
+  type: str
 rows:
   description: The runs, the newest first, each with all that is known of it.
   returned: with V(read)
@@ -219,6 +225,17 @@ def end(journal: Journal, p: dict[str, Any], check: bool) -> dict[str, Any]:
     return {"changed": changed, "run": p["run"], "diff": diff}
 
 
+def free(journal: Journal, _p: dict[str, Any], _check: bool) -> dict[str, Any]:
+    """See that nobody has the lock, as far as that can be seen."""
+    try:
+        journal.free()
+    except HeldError:
+        raise
+    except MongoError as error:
+        return {"changed": False, "unknown": str(error)}
+    return {"changed": False, "unknown": ""}
+
+
 def read(journal: Journal, p: dict[str, Any], _check: bool) -> dict[str, Any]:
     """Read the last runs, or one with its steps."""
     lock, pages = journal.read(p["limit"], p["run"] or "")
@@ -242,7 +259,7 @@ def main() -> None:
     }
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["begin", "step", "end", "read"], "required": True},
+            "state": {"type": "str", "choices": ["begin", "step", "end", "free", "read"], "required": True},
             "run": {"type": "str"},
             "playbook": {"type": "str"},
             "target": {"type": "dict", "default": {}},
@@ -271,6 +288,8 @@ def main() -> None:
     )
     p = module.params
     if not have_pymongo():
+        if p["state"] == "free":
+            module.exit_json(changed=False, unknown="this host has no pymongo yet")
         if module.check_mode:  # a bare host, on which a real run installs it first
             module.exit_json(changed=False, run=p["run"], proven=[], resumed_from="", broken="", rows=[], holder={})
         module.fail_json(msg=missing_required_lib("pymongo"))
@@ -278,7 +297,7 @@ def main() -> None:
     user = Credentials(given["login_user"], given["login_password"])
     connect = connector(given["ca_file"] or "", SOCKET_SECONDS)
     journal = Journal(connect, given["hosts"], user, given["database"], given["timeout"])
-    verb = {"begin": begin, "step": step, "end": end, "read": read}[p["state"]]
+    verb = {"begin": begin, "step": step, "end": end, "free": free, "read": read}[p["state"]]
     try:
         result = verb(journal, p, module.check_mode)
     except HeldError as error:

@@ -27,6 +27,16 @@ options:
     description: What the rows that are not well are, after their number, for the message.
     type: str
     default: rows are not well
+  join:
+    description: >-
+      Column whose values are put together where rows differ by it only, to make a table short. Rows that are not well
+      stay alone.
+    type: str
+    default: ""
+  heading:
+    description: Whether the names of the columns are printed above them.
+    type: bool
+    default: true
 author: The pst platform team
 """
 
