@@ -338,6 +338,84 @@ def test_the_host_whose_turn_it_is_not_leaves_it(monkeypatch: pytest.MonkeyPatch
         jobs.oplog(told, "mongodb", said.append)
 
 
+class Client:
+    """A MongoDB that is never asked."""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def member(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A host whose turn it is, with a repository that has one dump; what is put into it goes to `stored`."""
+    world: dict[str, Any] = {
+        "stored": [],
+        "snapshots": [full(100)],
+        "dump": {"at": "200.1", "documents": 9, "bytes": 9},
+    }
+    told = settings.Settings("lab", "m1", {"mongodb": {"mongodb": {}}}, {})
+    account = mongo.Account(("m1.x:1",), "rs", "u", "p", "ca")
+    world["settings"] = told
+    monkeypatch.setattr(jobs, "STATE", tmp_path)
+    monkeypatch.setattr(settings.Settings, "account", lambda *_: account)
+    monkeypatch.setattr(settings.Settings, "repository", lambda *_: REMOTE)
+    monkeypatch.setattr(mongo.Account, "client", lambda *_, **__: Client())
+    monkeypatch.setattr(mongo, "states", lambda _: {"m1.x:1": {"isWritablePrimary": True}})
+    monkeypatch.setattr(mongo, "size_on_disk", lambda _: 0)
+    monkeypatch.setattr(mongo, "dump", lambda *_: world["dump"])
+    monkeypatch.setattr(mongo, "follow", lambda *_: world["part"])
+    monkeypatch.setattr(restic.Restic, "snapshots", lambda *_: world["snapshots"])
+
+    def backup(_: Any, paths: Any, tags: list[str], **__: Any) -> dict[str, Any]:
+        world["stored"].append(tags)
+        return {"snapshot_id": "x" * 64, "data_added": 1}
+
+    monkeypatch.setattr(restic.Restic, "backup", backup)
+    return world
+
+
+def test_a_dump_is_stored_with_what_a_restore_looks_for(member: dict[str, Any]) -> None:
+    done = jobs.full(member["settings"], "mongodb", lambda _: None)
+    assert member["stored"] == [["full", "until=200.1", "documents=9", "bytes=9"]]
+    assert done is not None
+    assert done["point_in_time_timestamp_seconds"] == 199
+
+
+def test_an_empty_database_is_not_taken_for_a_backup(member: dict[str, Any]) -> None:
+    member["dump"] |= {"documents": 0}
+    with pytest.raises(jobs.JobError, match="no documents; the dump before had 9"):
+        jobs.full(member["settings"], "mongodb", lambda _: None)
+    assert member["stored"] == []
+    assert jobs.full(member["settings"], "mongodb", lambda _: None, allow_empty=True)
+
+
+def test_an_oplog_that_does_not_reach_back_is_an_error_and_begins_anew(member: dict[str, Any]) -> None:
+    member["part"] = None
+    with pytest.raises(jobs.JobError, match=r"no longer reaches back to 1970-01-01T00:01:40Z.*in no backup"):
+        jobs.oplog(member["settings"], "mongodb", lambda _: None)
+    assert [tags[0] for tags in member["stored"]] == ["full"]
+
+
+def test_a_part_goes_on_from_the_repositorys_end(member: dict[str, Any]) -> None:
+    member["part"] = {"after": "100.1", "until": "130.2", "count": 3, "bytes": 5}
+    jobs.oplog(member["settings"], "mongodb", lambda _: None)
+    assert member["stored"] == [["oplog", "after=100.1", "until=130.2"]]
+    member["snapshots"] = []
+    jobs.oplog(member["settings"], "mongodb", lambda _: None)
+    assert member["stored"][1][0] == "full", "the first thing in a repository is a dump"
+
+
+def test_a_disk_that_is_too_small_for_the_dump_is_told_first(
+    member: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo, "size_on_disk", lambda _: 1 << 60)
+    with pytest.raises(restore.RestoreError, match="MB free; wanted"):
+        jobs.full(member["settings"], "mongodb", lambda _: None)
+
+
 # restic ---------------------------------------------------------------------------------------------------------------
 
 

@@ -210,7 +210,7 @@ class TwoSites:
         while True:
             config, _ = self.set.look(primary, self.admin)
             if leads(config, self.spec).there:
-                raise MongoError("members of the other site have votes: promote this site first (dr-failback.yml)")
+                raise MongoError("members of the other site have votes: promote this site first (state: leads)")
             live = [member["host"] for member in config["members"] if member["host"] in self.there]
             if not live:
                 return self.look()
