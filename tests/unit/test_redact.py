@@ -42,6 +42,7 @@ def test_what_looks_like_a_secret_is_taken_out(text: str, wanted: str) -> None:
         "https://host:8080/path",
         "mail to user@example.org: see http://x/",
         "no password was given",
+        "sudo: deploy : PWD=/home/deploy ; USER=root",
         "secrets are in /etc/x",
         "order 12: token ring",
         "Basic settings",

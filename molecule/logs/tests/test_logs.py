@@ -85,7 +85,9 @@ def test_the_servers_own_lines_are_kept_as_well(host: Host) -> None:
 @client
 def test_a_unit_gives_colour_release_process_and_level(host: Host, client: str) -> None:
     other = host.get_host(f"ansible://{client}?sudo=true", ansible_inventory=host.backend.ansible_inventory)
-    text = "print('2026-11-30 10:00:00 ERROR run_stack_handler {contract_order_id: 815} no fill')"
+    # The journal looks at a process once a second: one that is gone by then has no command line.
+    said = "2026-11-30 10:00:00 ERROR run_stack_handler {contract_order_id: 815} no fill"
+    text = f"import time; time.sleep(1.5); print('{said}', flush=True); time.sleep(1)"
     other.check_output(
         "systemd-run --quiet --wait --collect --unit=pst-run@run_stack_handler.service "
         f"sh -c 'exec python3 -c \"$1\" /srv/pst/releases/1.80-abc/green' sh {shlex.quote(text)}"

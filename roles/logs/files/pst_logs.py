@@ -85,7 +85,11 @@ class Query:
     @property
     def needles(self) -> list[bytes]:
         """What each line that is looked for contains, as it is written: most lines need not be parsed."""
-        plain = (text for text in (self.order, *self.texts) if text.isascii() and not set(text) & set('"\\/'))
+        words = [self.order, *self.texts]
+        # Of the only pattern of a kind, the longest part that is literal.
+        for patterns in (self.hosts, self.units, self.processes):
+            words += [max(re.split(r"[*?\[\]]", patterns[0]), key=len)] if len(patterns) == 1 else []
+        plain = (text for text in words if text.isascii() and not set(text) & set('"\\/'))
         return [text.lower().encode() for text in plain if text]
 
     def takes(self, record: Record) -> bool:

@@ -31,7 +31,18 @@ options:
     ini: [{section: support_bundle, key: enabled}]
 """
 
-READS_ONLY = {"validate", "status", "preflight", "journal", "logs", "support-bundle", "lab-down", "silences", "notify"}
+READS_ONLY = {
+    "validate",
+    "status",
+    "preflight",
+    "journal",
+    "logs",
+    "support-bundle",
+    "lab-down",
+    "lab-dr-down",
+    "dr-status",
+    "notify-test",
+}
 SECONDS = 300
 
 

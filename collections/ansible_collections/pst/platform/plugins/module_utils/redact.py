@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 MASK = "***"
 SHORTEST = 6  # of a known secret: a shorter one would be found in words
 # Bounded everywhere: a long line must not take a long time.
-WORD = r"(?:passw(?:or)?d|passphrase|(?<![a-z])pwd|secret|token|api[_-]?key|authorization|private[_-]?key)"
+WORD = r"(?:passw(?:or)?d|passphrase|(?-i:(?<![A-Za-z])pwd)|secret|token|api[_-]?key|authorization|private[_-]?key)"
 PATTERNS = (
     # A private key, whole or cut off.
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
