@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -32,7 +33,7 @@ class Browser:
     """One process, one page."""
 
     def __init__(self, path: str) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="pst-browser-")
+        self._profile = tempfile.TemporaryDirectory(prefix="pst-browser-", ignore_cleanup_errors=True)
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
 
@@ -51,6 +52,7 @@ class Browser:
             ],
             preexec_fn=hand_over,
             close_fds=False,
+            start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -161,7 +163,9 @@ class Browser:
         return found
 
     def close(self) -> None:
-        self._process.kill()
+        # The whole group: its helpers write into the profile until they have ended.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for descriptor in (self._out, self._in):
             with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import shlex
 import ssl
 import time
 import urllib.error
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 from testinfra.host import Host
+
+from ansible_collections.pst.platform.plugins.module_utils.dashboards import BOARDS
 
 testinfra_hosts = ["ansible://mon12", "ansible://mon13"]
 
@@ -162,6 +165,16 @@ def test_charts_have_figures(page: Page) -> None:
     charts = json.loads(page.get("/data/charts.json")[2])
     assert [panel["title"] for panel in charts["panels"]][:2] == ["Trading System Health", "Order Processing Rate"]
     assert {panel["problem"] for panel in charts["panels"]} == {""}, "Prometheus understands every expression"
+
+
+def test_every_expression_of_the_boards_is_promql(host: Host) -> None:
+    expressions = sorted({query.expr for board in BOARDS for panel in board.panels for query in panel.queries})
+    assert len(expressions) > 40
+    rules = [{"record": f"board:{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    text = json.dumps({"groups": [{"name": "boards", "rules": rules}]})
+    host.check_output(f"printf '%s' {shlex.quote(text)} > /root/boards.yml")
+    result = host.run("promtool check rules /root/boards.yml; s=$?; rm /root/boards.yml; exit $s")
+    assert result.rc == 0, result.stdout + result.stderr
 
 
 def test_a_run_that_was_left_here_is_shown(host: Host, page: Page) -> None:

@@ -91,7 +91,8 @@ def test_anonymous_is_refused_also_on_localhost(host: Host) -> None:
         ("app", "other", {"find": "orders"}, False),
         ("app", "admin", {"replSetGetStatus": 1}, False),
         ("monitor", "admin", {"replSetGetStatus": 1}, True),
-        ("monitor", "production", {"find": "orders"}, False),
+        ("monitor", "production", {"find": "orders"}, True),  # alerts are about orders too
+        ("monitor", "production", {"delete": "orders", "deletes": [{"q": {"_id": 0}, "limit": 1}]}, False),
         ("backup", "production", {"find": "orders"}, True),
         ("backup", "production", {"insert": "orders", "documents": [{}]}, False),
     ],

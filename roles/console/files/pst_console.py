@@ -42,7 +42,7 @@ ASK_ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeErro
 METRICS = (
     "pst_lease_holder|pst_lease_epoch|pst_process_running|pst_orders_active|pst_state_up|pst_ready|pst_draining|"
     "pst_build_info|pst_lease_held|pst_lease_holder_info|pst_lease_granted_epoch|pst_lease_revoked|"
-    "pst_run_lock_age_seconds|pst:vip_held|mongodb_replset_my_state|mongodb_version_info|redis_instance_info|"
+    "pst_run_lock_age_seconds|pst:vip_held|mongodb_up|redis_up|mongodb_replset_my_state|mongodb_version_info|redis_instance_info|"
     "haproxy_process_build_info|prometheus_build_info|alertmanager_build_info|node_exporter_build_info"
 )
 # Series that tell a version, by the label that has it.
@@ -56,6 +56,8 @@ VERSIONS = {
     "redis_instance_info": ("redis", "redis_version"),
 }
 PRIMARY = 1
+# Jobs that an exporter on the monitoring host answers, and what it says of the member itself.
+THROUGH_EXPORTER = {"mongodb": "mongodb_up", "redis": "redis_up", "sentinel": "redis_up"}
 
 
 class AskError(Exception):
@@ -323,6 +325,11 @@ class Picture:
         self._by_name: dict[str, list[Sample]] = defaultdict(list)
         for item in seen.metrics:
             self._by_name[item.label("__name__")].append(item)
+        self._members = {
+            (item.label("job"), item.label("instance")): item.value
+            for name in set(THROUGH_EXPORTER.values())
+            for item in self._by_name[name]
+        }
 
     def document(self) -> Document:
         slots = self.slots()
@@ -520,7 +527,7 @@ class Picture:
 
     def _host(self, host: Host, load: Mapping[str, Mapping[str, float]]) -> Document:
         scraped = [item for item in self.seen.up if item.label("host") == host.name]
-        reachable = any(item.value == 1 for item in scraped)
+        reachable = any(item.value == 1 for item in scraped if item.label("job") not in THROUGH_EXPORTER)
         units = [self._unit(host, unit) for unit in self.settings.units_of(host)]
         if not reachable:
             units = [unit | {"state": UNKNOWN, "what": "not known"} for unit in units]
@@ -581,7 +588,8 @@ class Picture:
 
     def _target(self, item: Sample, units: Sequence[Document]) -> Document:
         instance = item.label("instance")
-        state = OK if item.value == 1 else CRITICAL
+        member = self._members.get((item.label("job"), instance), 1)
+        state = OK if item.value == 1 and member == 1 else CRITICAL
         slot = SLOT_PORTS.get(instance.rpartition(":")[2])
         if state == CRITICAL and slot:
             own = next((unit for unit in units if unit["unit"] == f"pst-app@{slot}.service"), None)

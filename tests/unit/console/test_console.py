@@ -104,6 +104,25 @@ def test_one_target_of_a_host_that_is_down(picture):
     assert told(picture(site.seen(down=("lb2:8404",)))) == [(CRITICAL, "lb2", "haproxy does not answer on port 8404")]
 
 
+def through_exporter(seen: Seen, member: float) -> Seen:
+    """Redis on redis1 as the exporter of the monitoring host tells of it: the exporter itself is well."""
+    labels = {"job": "redis", "host": "redis1", "instance": "10.78.0.41:6379"}
+    seen.up = [*seen.up, site.sample(1, "up", **labels)]
+    seen.metrics = [*seen.metrics, site.sample(member, "redis_up", **labels)]
+    return seen
+
+
+def test_an_exporter_that_answers_says_nothing_of_its_member(picture):
+    assert told(picture(through_exporter(site.seen(), 1))) == []
+    hung = picture(through_exporter(site.seen(), 0))
+    assert told(hung) == [(CRITICAL, "redis1", "redis does not answer on port 6379")]
+
+
+def test_a_host_is_not_up_because_an_exporter_elsewhere_is(picture):
+    document = picture(through_exporter(site.seen(down=("redis1",)), 0))
+    assert told(document) == [(CRITICAL, "redis1", "none of its services answers: the host is down, or cut off")]
+
+
 def test_an_empty_slot_is_not_expected_to_answer(picture):
     seen = site.seen(units={("app1", "pst-app@blue.service"): "inactive"}, down=("app1:8080",))
     assert {target["state"] for target in hosts(picture(seen))["app1"]["targets"]} == {OK, STANDBY}

@@ -23,7 +23,7 @@ SEED = {
     "Database Performance": ["rate(mongodb_op_counters_total[5m])", "redis_commands_processed_total"],
 }
 ADAPTED = {
-    'up{job="pysystemtrade"}': 'up{job=~"pysystemtrade|app"}',
+    'up{job="pysystemtrade"}': 'max by (host) (up{job="pysystemtrade"})',
     "redis_commands_processed_total": "rate(redis_commands_processed_total[5m])",
 }
 
