@@ -1,11 +1,15 @@
 #!/bin/sh
-# machine.sh raise INSTANCES SHARES | restore: what the lab sets on the machine that it runs on. What was there before is kept in /run
-# until the last lab host is gone.
+# machine.sh raise NETWORK INSTANCES SHARES | restore NETWORK: what the lab sets on the machine that it runs on. What was there before is kept
+# in /run until the last of those that raised it, each named by its network of hosts, has let go. Several at a time wait for each other.
 #   inotify instances: about 7 per host.
 #   weight of the engine's containers: without it, all hosts together weigh as much as one process of the control node.
 set -eu
 sudo=
 [ "$(id -u)" = 0 ] || sudo="sudo -n"
+holders=/run/pst-lab-holders
+$sudo mkdir -p $holders
+exec 9< $holders
+flock 9
 
 # raise_to SETTING WANTED BEFORE
 raise_to() {
@@ -36,10 +40,12 @@ fi
 
 case $1 in
     raise)
-        raise_to $inotify "$2" /run/pst-lab-inotify
-        [ -z "$weight" ] || raise_to "$weight" "$3" /run/pst-lab-weight ;;
+        $sudo touch "$holders/$2"
+        raise_to $inotify "$3" /run/pst-lab-inotify
+        [ -z "$weight" ] || raise_to "$weight" "$4" /run/pst-lab-weight ;;
     restore)
-        if docker ps -q --filter label=pst.lab 2>/dev/null | grep -q .; then exit 0; fi
+        $sudo rm -f "$holders/$2"
+        if [ -n "$(ls $holders)" ] || docker ps -q --filter label=pst.lab 2>/dev/null | grep -q .; then exit 0; fi
         put_back $inotify /run/pst-lab-inotify
         [ -z "$weight" ] || put_back "$weight" /run/pst-lab-weight ;;
 esac
