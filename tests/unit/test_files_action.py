@@ -113,3 +113,48 @@ def test_all_that_is_wrong_is_told_before_the_host_is_asked(play):
     said = play([files({"dest": "{{ out }}/a", "template": "absent.j2"})])
     assert "out/a: " in said
     assert "absent.j2" in said
+
+
+def test_a_certificate_is_installed_among_the_files_of_a_role(play, tmp_path):
+    """An entry `certificate` is refused, or in check mode left out, where none was issued."""
+    task = {"pst.platform.files": {"files": [{"certificate": "demo", "group": "0"}]}}
+    state = tmp_path / "state"
+    said = play([task], "-e", f"site_state_dir={state}")
+    assert "certificate demo: " in said
+    assert "demo.pem does not exist" in said
+    assert "failed=0" in play([task], "--check", "-e", f"site_state_dir={state}")
+    pem = f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n-----BEGIN CERTIFICATE-----\nA\n"
+    for name, content in {"ca.crt": "authority\n", "localhost/demo.pem": pem}.items():
+        (state / "pki" / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / "pki" / name).write_text(content)
+    said = play([task], "--check", "--diff", "-vvv", "-e", f"site_state_dir={state}")
+    assert "/etc/pst/pki/demo/demo.key" in said, said
+    assert CANARY not in said
+    said = play([{"pst.platform.files": {"files": [{"certificate": "demo", "mode": "0644"}]}}])
+    for words in ("certificate demo: mode: is not an option", "certificate demo: group: wanted the group"):
+        assert words in said
+
+
+def test_units_are_brought_to_their_state_with_the_files(play, tmp_path):
+    task = files({"dest": "{{ out }}/a", "content": "a"})
+    task["pst.platform.files"]["units"] = [{"name": "no-such"}]
+    said = play([task])
+    assert "no-such: wanted the full name of one unit" in said
+    assert not (tmp_path / "out/a").exists()
+
+
+def test_the_filters_are_loaded_before_the_first_task():
+    """Each worker would search and compile them again, which was two fifths of the control node's time."""
+    package = "ansible_collections.pst.platform.plugins.filter.pki"
+    assert "pst.platform.preload" in (ROOT / "ansible.cfg").read_text()
+    program = f"""
+import sys
+from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
+_AnsibleCollectionFinder(paths=[{str(ROOT / "collections")!r}])._install()
+from ansible_collections.pst.platform.plugins.callback.preload import CallbackModule
+assert {package!r} not in sys.modules
+CallbackModule().v2_playbook_on_start(None)
+assert {package!r} in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -283,6 +283,39 @@ def test_supplied_certificate_is_copied_and_checked(tmp_path: Path) -> None:
         ensure(folder, requests=right, now=NOW + 91 * DAY)
 
 
+def test_a_name_that_becomes_shared_or_ceases_to_be_leaves_one_certificate_for_a_host_to_find(issued: Path) -> None:
+    table = {**TABLE, "redis": {**TABLE["redis"], "names": ["redis.example.org"], "shared": True}}
+    shared = pki.site_requests(table, GROUPS, ADDRESSES, "example.org")
+    assert labels(ensure(issued, requests=shared)) == ["_shared/redis", "r1/redis", "r2/redis"]
+    assert ensure(issued, requests=shared).changes == []
+    assert pki.host_files(issued, "r1", {"certificate": "redis", "group": "redis"})
+    assert labels(ensure(issued, write=False))[-1] == "_shared/redis"
+    assert (issued / "_shared/redis.pem").exists()
+    assert labels(ensure(issued)) == ["r1/redis", "r2/redis", "_shared/redis"]
+    assert ensure(issued).changes == []
+
+
+@pytest.mark.parametrize(("name", "source"), [("node", "r1/node.pem"), ("public", "_shared/public.pem")])
+def test_a_host_installs_its_own_certificate_or_the_shared_one(issued: Path, name: str, source: str) -> None:
+    files = {str(file["dest"]): file for file in pki.host_files(issued, "r1", {"certificate": name, "group": "http"})}
+    pem = (issued / source).read_text()
+    home = f"/etc/pst/pki/{name}"
+    assert files[f"{home}/{name}.pem"]["content"] == pem
+    assert files[f"{home}/{name}.key"]["content"] + files[f"{home}/{name}.crt"]["content"] == pem
+    assert files["/etc/pst/pki/ca.crt"]["content"] == (issued / "ca.crt").read_text()
+    held = {dest: (file["group"], file["mode"]) for dest, file in files.items() if dest.startswith(home)}
+    assert held.pop(home) == ("http", "0750")
+    assert set(held.values()) == {("http", "0640")}
+    assert {dest for dest, file in files.items() if file.get("secret")} == {f"{home}/{name}.key", f"{home}/{name}.pem"}
+
+
+def test_a_certificate_that_was_not_issued_is_named(issued: Path) -> None:
+    with pytest.raises(pki.PkiError, match=r"certificate mongodb: .*/r1/mongodb\.pem does not exist"):
+        pki.host_files(issued, "r1", {"certificate": "mongodb", "group": "mongodb"})
+    wrong = {"certificate": "node", "mode": "0644"}
+    assert [problem.split(": ")[1] for problem in pki.entry_problems(wrong)] == ["mode", "group"]
+
+
 def test_days_left_counts_the_first_end_and_damaged_files_as_none(issued: Path) -> None:
     text = pki.split_pem((issued / "r1/node.pem").read_bytes())[1].decode()
     listing = "\n".join(

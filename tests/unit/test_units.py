@@ -33,6 +33,7 @@ class FakeSystemd:
     def __init__(self, **services: str) -> None:
         """Take the ActiveState of each service; `not_found` for one that does not exist."""
         self.commands: list[str] = []
+        self.questions = 0
         self.broken: set[str] = set()
         self.units = {
             f"{name}.service": {
@@ -65,6 +66,7 @@ class FakeSystemd:
         _, verb, *rest = command
         names = [word for word in rest if not word.startswith("--")]
         if verb == "show":
+            self.questions += 1
             blocks = ["\n".join(f"{key}={value}" for key, value in self.units[name].items()) for name in names]
             return Completed(0, "\n\n".join(blocks) + "\n", "")
         self.commands.append(" ".join([verb, *names]))
@@ -423,3 +425,13 @@ def test_no_order_of_events_loses_a_change(events: list[str]):
                 old = int(systemd.units["a.service"]["ExecMainStartTimestampMonotonic"]) * 1000 < file_time
                 assert old == (report.stale == ["a.service"])
                 assert not (old and event == "run")
+
+
+def test_what_needs_nothing_is_asked_once(converge, conf):
+    systemd = FakeSystemd(a="active", b="active")
+    wanted = Wanted("a.service", restart_when_newer=(str(conf),)), Wanted("b.service")
+    assert not converge(systemd, *wanted).changed
+    assert systemd.questions == 1
+    touch(conf)
+    assert converge(systemd, *wanted).restarted == ["a.service"]
+    assert systemd.questions == 3, "before, and after the restart that has to be proved"

@@ -1,6 +1,6 @@
 # Copyright: the pst platform team
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The control node's side of pst.platform.files: renders, reads, and sends all in one module call."""
+"""The control node's side of pst.platform.files: renders, reads, and sends all of it in one module call."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
+from ansible_collections.pst.platform.plugins.module_utils import pki
 from ansible_collections.pst.platform.plugins.module_utils.files import SOURCES, problems_of
 
 # For templates of files that have braces of their own.
@@ -30,21 +31,46 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
-        unknown = sorted(set(self._task.args) - {"files"})
+        unknown = sorted(set(self._task.args) - {"files", "units"})
         if unknown:
             raise AnsibleActionFail(f"{', '.join(unknown)}: is not an option of pst.platform.files")
         files = self._task.args.get("files")
         if isinstance(files, list):
             files = [entry for entry in files if not isinstance(entry, dict) or boolean(entry.get("when", True))]
+            files = self._with_certificates(files, task_vars or {})
         problems = problems_of(files)
         if problems:
             raise AnsibleActionFail("\n".join(problems))
         sent = [self._sent(entry, task_vars or {}) for entry in files]
-        result = self._execute_module(
-            module_name="pst.platform.files", module_args={"files": sent}, task_vars=task_vars
-        )
+        arguments = {"files": sent, "units": self._task.args.get("units", [])}
+        result = self._execute_module(module_name="pst.platform.files", module_args=arguments, task_vars=task_vars)
         result.pop("invocation", None)  # whole files, and secrets
         return result
+
+    def _with_certificates(self, files: list[Any], task_vars: dict[str, Any]) -> list[Any]:
+        """Put the files of each `certificate` in its place, but for those that the task lists itself."""
+        certificates = [entry for entry in files if isinstance(entry, dict) and "certificate" in entry]
+        if not certificates:
+            return files
+        problems = [problem for entry in certificates for problem in pki.entry_problems(entry)]
+        if problems:
+            raise AnsibleActionFail("\n".join(problems))
+        directory = Path(str(self._templar.resolve_variable_expression("site_state_dir")), "pki")
+        taken = {entry.get("dest") for entry in files if isinstance(entry, dict)}
+        expanded: list[Any] = []
+        for entry in files:
+            if entry not in certificates:
+                expanded.append(entry)
+                continue
+            try:
+                own = pki.host_files(directory, str(task_vars["inventory_hostname"]), entry)
+            except pki.PkiError as error:
+                if self._task.check_mode:  # a real run issues it first
+                    continue
+                raise AnsibleActionFail(str(error)) from error
+            expanded += [file for file in own if file["dest"] not in taken]
+            taken |= {file["dest"] for file in own}
+        return expanded
 
     def _sent(self, entry: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Return the entry as the module wants it: with its content instead of a source."""

@@ -9,16 +9,6 @@ from typing import Any
 from ansible_collections.pst.platform.plugins.module_utils import pki
 
 
-def pem_key(pem: str) -> str:
-    """The private key of a file that holds a key and its certificate."""
-    return pki.split_pem(pem.encode())[0].decode()
-
-
-def pem_certificates(pem: str) -> str:
-    """The certificates of a file that holds a key and its certificate."""
-    return pki.split_pem(pem.encode())[1].decode()
-
-
 def certificate_days_left(listing: str) -> dict[str, float]:
     """Days left by path, from the output of `grep -r . <folder> --include=*.crt`."""
     return pki.days_left(listing, datetime.now(UTC))
@@ -26,8 +16,4 @@ def certificate_days_left(listing: str) -> dict[str, float]:
 
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pem_key": pem_key,
-            "pem_certificates": pem_certificates,
-            "certificate_days_left": certificate_days_left,
-        }
+        return {"certificate_days_left": certificate_days_left}

@@ -340,6 +340,40 @@ def supplied_pem(request: Request, now: datetime) -> bytes:
     return pem
 
 
+def entry_problems(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with an entry `certificate` of pst.platform.files."""
+    name = entry["certificate"]
+    for key in sorted(set(entry) - {"certificate", "owner", "group", "when"}):
+        yield f"certificate {name}: {key}: is not an option of a certificate"
+    if not entry.get("group"):
+        yield f"certificate {name}: group: wanted the group that reads it"
+
+
+def host_files(directory: Path, host: str, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what installs a certificate on a host, as entries of pst.platform.files."""
+    name = entry["certificate"]
+    found = [path for folder in (host, SHARED) if (path := directory / folder / f"{name}.pem").exists()]
+    if not found:
+        raise PkiError(
+            f"certificate {name}: {directory / host / name}.pem does not exist. Wanted: one that the role pki"
+            " has issued (pki_certificates names it, and this host is in one of its groups)."
+        )
+    pem = found[0].read_bytes()
+    key, certificates = split_pem(pem)
+    home = f"/etc/pst/pki/{name}"
+    owners = {"owner": entry.get("owner", "root"), "group": entry["group"]}
+    readable = {**owners, "mode": "0640"}
+    return [
+        {"dest": "/etc/pst", "state": "directory", "mode": "0755"},
+        {"dest": "/etc/pst/pki", "state": "directory", "mode": "0755"},
+        {"dest": home, "state": "directory", "mode": "0750", **owners},
+        {"dest": "/etc/pst/pki/ca.crt", "content": (directory / "ca.crt").read_text(), "mode": "0644"},
+        {"dest": f"{home}/{name}.crt", "content": certificates.decode(), **readable},
+        {"dest": f"{home}/{name}.key", "content": key.decode(), "secret": True, **readable},
+        {"dest": f"{home}/{name}.pem", "content": pem.decode(), "secret": True, **readable},
+    ]
+
+
 class Store:
     """The folder. With `write=False` (check mode) nothing is written and what is missing exists only in memory."""
 
@@ -422,7 +456,21 @@ def ensure(
         issuer = _ensure_authorities(store, authorities, policy, now, result)
         for request in requests:
             _ensure_certificate(store, issuer, request, policy, now, result)
+        _retire_other_kind(store, requests, result)
     return result
+
+
+def _retire_other_kind(store: Store, requests: Sequence[Request], result: Result) -> None:
+    """Remove what a name had before it became, or ceased to be, shared: a host installs the one that is there."""
+    shared = {request.name for request in requests if request.host == SHARED}
+    own = {request.name for request in requests} - shared
+    stale = [store.directory / SHARED / f"{name}.pem" for name in own]
+    stale += [path for name in shared for path in store.directory.glob(f"*/{name}.pem") if path.parent.name != SHARED]
+    for path in sorted(path for path in stale if path.exists()):
+        if store.write:
+            path.unlink()
+        reason = "it is shared now" if path.stem in shared else "it is not shared any more"
+        result.changes.append(Change(f"{path.parent.name}/{path.stem}", reason))
 
 
 def _ensure_authorities(

@@ -30,6 +30,17 @@ JOURNAL_LINES = 20
 ACTIONS = ("unmasked", "enabled", "disabled", "masked", "stopped", "started", "restarted", "reloaded")
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "enabled": {"type": "bool", "default": True},
+    "state": {"type": "str", "choices": ["started", "stopped", "as_is"]},
+    "masked": {"type": "bool", "default": False},
+    "restart_when_newer": {"type": "list", "elements": "path", "default": []},
+    "reload_when_newer": {"type": "list", "elements": "path", "default": []},
+    "on_stale": {"type": "str", "choices": ["restart", "report"], "default": "restart"},
+}
+
+
 class UnitsError(Exception):
     """A unit that cannot be brought to its state; the message says what was seen and what was wanted."""
 
@@ -66,6 +77,20 @@ class Wanted:
     restart_when_newer: tuple[str, ...] = ()
     reload_when_newer: tuple[str, ...] = ()
     restart_on_stale: bool = True
+
+
+def wanted_of(option: Mapping[str, Any]) -> Wanted:
+    """Return the typed form of one unit that a module has checked against `OPTIONS`."""
+    state = option["state"] or ("stopped" if option["masked"] else "started")
+    return Wanted(
+        name=option["name"],
+        enabled=option["enabled"],
+        started=None if state == "as_is" else state == "started",
+        masked=option["masked"],
+        restart_when_newer=tuple(option["restart_when_newer"]),
+        reload_when_newer=tuple(option["reload_when_newer"]),
+        restart_on_stale=option["on_stale"] == "restart",
+    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +246,7 @@ class Systemd:
     run: Run = run
     markers: Path = MARKERS
     drop_ins: Path = DROP_INS
+    _shown: dict[str, Status] | None = field(default=None, init=False)
 
     def converge(self) -> Report:
         """Bring every unit to its state."""
@@ -259,7 +285,12 @@ class Systemd:
         return status["NeedDaemonReload"] == "yes" or (status.found and not set(drop_ins) <= set(known))
 
     def show(self) -> dict[str, Status]:
-        """Ask systemd for all units at once; the answers come in the order of the names, with an empty line between."""
+        """Ask systemd for all units at once; the answers come in the order of the names, with an empty line between.
+
+        While nothing is done, the first answer stands: each question costs the host as much as Python's start.
+        """
+        if self._shown is not None:
+            return self._shown
         names = [unit.name for unit in self.wanted]
         done = self.run(["systemctl", "show", f"--property={PROPERTIES}", "--", *names], 30)
         blocks = done.out.strip().split("\n\n")
@@ -267,15 +298,17 @@ class Systemd:
             raise UnitsError(
                 f"systemctl show: status {done.code}, {len(blocks)} answers for {len(names)} units {done.err.strip()}"
             )
-        return {
+        self._shown = {
             name: Status(dict(line.split("=", 1) for line in block.splitlines() if "=" in line))
             for name, block in zip(names, blocks, strict=True)
         }
+        return self._shown
 
     def do(self, verb: str, names: Sequence[str] = (), *options: str) -> None:
         """Change something, unless in check mode."""
         if self.check or (not names and verb != "daemon-reload"):
             return
+        self._shown = None
         done = self.run(["systemctl", verb, *options, *(["--", *names] if names else [])], self.timeout)
         if done.code != 0:
             raise UnitsError(

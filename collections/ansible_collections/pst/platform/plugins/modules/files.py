@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: files
-short_description: Write all the files of a role in one task
+short_description: Write all the files of a role, and run its units, in one task
 description:
   - Renders templates and reads sources on the control node, and sends one module call to the host.
   - Every file is staged beside its destination; then all O(validate) commands run on the staged files; then all are
@@ -32,6 +32,12 @@ options:
         description: The absolute path. Its directory must exist, or be a directory entry of the same task.
         type: path
         required: true
+      certificate:
+        description:
+          - For the action plugin only, instead of O(files[].dest). A key of C(pki_certificates) that the role C(pki)
+            has issued for this host. The entry stands for the authority's certificate and for C(<name>.crt),
+            C(<name>.key) and C(<name>.pem) in C(/etc/pst/pki/<name>), readable by O(files[].group).
+        type: str
       state:
         description:
           - What the path is to be. A link is replaced where a file is wanted, and the other way round.
@@ -85,13 +91,29 @@ options:
         description: An entry with V(false) is left out.
         type: bool
         default: true
+  units:
+    description:
+      - Units that are brought to their state once all files are in place, with the options and the outcome of
+        M(pst.platform.units). One call of a module costs a host a quarter of a second of its processor, so a role whose
+        files and units have no step between them says both here.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {description: See M(pst.platform.units)., type: str, required: true}
+      enabled: {description: See M(pst.platform.units)., type: bool, default: true}
+      state: {description: See M(pst.platform.units)., type: str, choices: [started, stopped, as_is]}
+      masked: {description: See M(pst.platform.units)., type: bool, default: false}
+      restart_when_newer: {description: See M(pst.platform.units)., type: list, elements: path, default: []}
+      reload_when_newer: {description: See M(pst.platform.units)., type: list, elements: path, default: []}
+      on_stale: {description: See M(pst.platform.units)., type: str, choices: [restart, report], default: restart}
 """
 
 EXAMPLES = r"""
 - name: Write the configuration
   pst.platform.files:
     files:
-      - {dest: /etc/redis/tls, state: directory, group: redis, mode: "0750"}
+      - {certificate: redis, group: redis}
       - dest: /etc/redis/redis.conf
         template: redis.conf.j2
         group: redis
@@ -111,12 +133,18 @@ changed_files:
   type: list
   elements: str
   sample: [/etc/redis/redis.conf]
+units:
+  description: What M(pst.platform.units) returns.
+  returned: when O(units) names any
+  type: dict
 """
 
 import base64
+from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.pst.platform.plugins.module_utils import units
 from ansible_collections.pst.platform.plugins.module_utils.files import Entry, FilesError, apply
 
 OPTIONS = {
@@ -163,9 +191,15 @@ class FilesModule(AnsibleModule):
 def main() -> None:
     """Run the module."""
     module = FilesModule(
-        argument_spec={"files": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS}},
+        argument_spec={
+            "files": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
+            "units": {"type": "list", "elements": "dict", "default": [], "options": units.OPTIONS},
+        },
         supports_check_mode=True,
     )
+    problems = units.problems_of(module.params["units"])
+    if problems:
+        module.fail_json(msg="\n".join(problems))
     try:
         outcome = apply([entry_of(option) for option in module.params["files"]], check=module.check_mode)
     except FilesError as error:
@@ -173,8 +207,18 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"{error.filename or 'files'}: {error.strerror}; run again to go on")
     result = {"changed": bool(outcome.changed_files), "changed_files": outcome.changed_files}
+    diff = list(outcome.diff)
+    if module.params["units"]:
+        wanted = [units.wanted_of(option) for option in module.params["units"]]
+        try:
+            report = units.Systemd(wanted, check=module.check_mode).converge()
+        except units.UnitsError as error:
+            module.fail_json(msg=str(error), changed_files=outcome.changed_files)
+        told = asdict(report)
+        diff.append({"before": told.pop("before"), "after": told.pop("after")})
+        result |= {"changed": result["changed"] or report.changed, "units": told}
     if module._diff:
-        result["diff"] = outcome.diff
+        result["diff"] = diff
     module.exit_json(**result)
 
 

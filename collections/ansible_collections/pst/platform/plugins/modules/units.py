@@ -109,35 +109,12 @@ from dataclasses import asdict
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.pst.platform.plugins.module_utils.units import (
+    OPTIONS,
     Systemd,
     UnitsError,
-    Wanted,
     problems_of,
+    wanted_of,
 )
-
-OPTIONS = {
-    "name": {"type": "str", "required": True},
-    "enabled": {"type": "bool", "default": True},
-    "state": {"type": "str", "choices": ["started", "stopped", "as_is"]},
-    "masked": {"type": "bool", "default": False},
-    "restart_when_newer": {"type": "list", "elements": "path", "default": []},
-    "reload_when_newer": {"type": "list", "elements": "path", "default": []},
-    "on_stale": {"type": "str", "choices": ["restart", "report"], "default": "restart"},
-}
-
-
-def wanted_of(option: dict) -> Wanted:
-    """Return the typed form of one checked option."""
-    state = option["state"] or ("stopped" if option["masked"] else "started")
-    return Wanted(
-        name=option["name"],
-        enabled=option["enabled"],
-        started=None if state == "as_is" else state == "started",
-        masked=option["masked"],
-        restart_when_newer=tuple(option["restart_when_newer"]),
-        reload_when_newer=tuple(option["reload_when_newer"]),
-        restart_on_stale=option["on_stale"] == "restart",
-    )
 
 
 def main() -> None:
