@@ -197,6 +197,40 @@ def test_the_state_file_says_since_when(settings):
     assert datetime.fromisoformat(str(record["at"])).tzinfo is not None
 
 
+def figures(path: Path) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in path.read_text().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_state_is_told_to_prometheus(settings, tmp_path):
+    life = Life(settings)
+    life.watch = Watch(settings, life._restart, lambda: life.now, lambda: FRIDAY, tmp_path / "gateway.prom")
+    life.step(State.SECOND_FACTOR_PENDING)
+    told = figures(tmp_path / "gateway.prom")
+    assert {name for name, value in told.items() if name.startswith("pst_gateway_state{") and value} == {
+        'pst_gateway_state{state="second_factor_pending"}'
+    }
+    assert (told["pst_gateway_connected"], told["pst_gateway_second_factor_pending"]) == (0, 1)
+    assert "pst_gateway_handshake_seconds" not in told
+    life.step(State.READY)
+    life.step(State.READY, 40)
+    told = figures(tmp_path / "gateway.prom")
+    assert (told["pst_gateway_connected"], told["pst_gateway_session_age_seconds"]) == (1, 40)
+    assert len([name for name in told if name.startswith("pst_gateway_state{")]) == len(State)
+
+
+def test_the_time_of_a_handshake_is_measured(server, settings):
+    def slow(gateway: Gateway) -> None:
+        time.sleep(0.2)
+        gateway.session()
+
+    server.script = slow
+    seen = look(replace(settings, timeout_s=5), False)
+    assert seen.state is State.READY
+    assert seen.handshake_s is not None
+    assert 0.2 <= seen.handshake_s < 4
+
+
 def test_a_start_takes_its_time_once(settings):
     life = Life(settings)
     life.step(State.STARTING, 170)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +27,8 @@ from .settings import BAD_CONFIGURATION, SettingsError
 from .streams import Endpoint, tell_systemd
 
 UNIT = "ib-gateway.service"
+# Where the node exporter reads what a host tells; the unit says so, because nothing else on the host is told.
+METRICS_VARIABLE = "PST_GATEWAY_METRICS"
 REMIND_S = 600.0  # what needs somebody is said again
 
 
@@ -73,6 +75,7 @@ class Seen:
 
     state: State
     detail: str
+    handshake_s: float | None = None  # until a session was there
 
 
 def last_event(path: Path, tail: int = 1 << 16) -> tuple[str, str]:
@@ -94,13 +97,14 @@ def last_event(path: Path, tail: int = 1 << 16) -> tuple[str, str]:
 def look(settings: WatchSettings, starting: bool) -> Seen:
     """Ask the gateway, within bounds."""
     api = Endpoint.parse(settings.api)
-    deadline = time.monotonic() + settings.timeout_s
+    began = time.monotonic()
+    deadline = began + settings.timeout_s
     stage = State.FROZEN
     try:
         with contextlib.closing(Session.connect(api.host, api.port, deadline)) as session:
             stage = State.NOT_LOGGED_IN
             session.start(settings.client_id)
-            return judge(settings, session)
+            return replace(judge(settings, session), handshake_s=time.monotonic() - began)
     except ClientIdBusyError as error:
         return Seen(State.READY, str(error))  # it knows its clients, so it is logged in
     except TimeoutError:
@@ -123,6 +127,36 @@ def judge(settings: WatchSettings, session: Session) -> Seen:
     return Seen(State.READY, f"version {session.version}, {seen}")
 
 
+def write(path: Path, text: str) -> None:
+    """Replace a file at once, so that nobody reads half of it."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def metrics(seen: Seen, seconds: float) -> str:
+    """The state as the node exporter's textfile collector reads it."""
+    ready = seen.state is State.READY
+    lines = ["# HELP pst_gateway_state 1 for the state that the gateway is in", "# TYPE pst_gateway_state gauge"]
+    lines += [f'pst_gateway_state{{state="{state.value}"}} {int(state is seen.state)}' for state in State]
+    values: list[tuple[str, str, float]] = [
+        ("state_seconds", "For how long it has been in this state", seconds),
+        ("connected", "1 while a session with the API works and the broker is there", ready),
+        (
+            "second_factor_pending",
+            "1 while the login waits for the telephone",
+            seen.state is State.SECOND_FACTOR_PENDING,
+        ),
+        ("session_age_seconds", "For how long sessions have worked without a break", seconds if ready else 0.0),
+    ]
+    if seen.handshake_s is not None:
+        values.append(("handshake_seconds", "Time until a session with the API was there", seen.handshake_s))
+    for name, text, value in values:
+        head = f"# HELP pst_gateway_{name} {text}\n# TYPE pst_gateway_{name} gauge"
+        lines.append(f"{head}\npst_gateway_{name} {float(value)!r}")
+    return "\n".join(lines) + "\n"
+
+
 class Watch:
     """Keeps the state file, tells of changes, and restarts a frozen gateway where that is wanted."""
 
@@ -132,11 +166,13 @@ class Watch:
         restart: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = datetime.now,
+        metrics: Path | None = None,
     ) -> None:
         self._settings = settings
         self._restart = restart
         self._clock = clock
         self._now = now
+        self._metrics = metrics
         self._began = clock()
         self._ready_once = False
         self._state: State | None = None
@@ -171,9 +207,9 @@ class Watch:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "for_seconds": round(self._clock() - self._since),
         }
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(record) + "\n")
-        new.replace(path)
+        write(path, json.dumps(record) + "\n")
+        if self._metrics:
+            write(self._metrics, metrics(seen, self._clock() - self._since))
 
     def _restart_if_frozen(self, now: float) -> None:
         after = self._settings.restart_frozen_after_s
@@ -217,7 +253,8 @@ def main(path: Path = PATH) -> int:
         stopped.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    watch = Watch(settings.watch, kill_gateway)
+    told = os.environ.get(METRICS_VARIABLE)
+    watch = Watch(settings.watch, kill_gateway, metrics=Path(told) if told else None)
     tell_systemd("READY=1")
     while True:
         watch.step()
