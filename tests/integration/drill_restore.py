@@ -3,8 +3,7 @@
 A ledger notes the operation time of each of its writes. It is backed up, the members are wiped, and `restore.yml`
 restores to a second in the middle: every write up to it has to be there, and none after. Then a repository with a
 flipped bit, a wrong key and a full disk have to give a clear error and leave the live data alone. The lab is started
-where it is not up, and trades again at the end. About 10 minutes. First put lab-mon1 into the group `backup` of
-the lab's inventory: it has none by default. Writes `reports/restore-<UTC>.json`.
+where it is not up, and trades again at the end. About 10 minutes. Writes `reports/restore-<UTC>.json`.
 """
 
 from __future__ import annotations
