@@ -85,6 +85,16 @@ def test_somebody_was_told_when_redis_died_and_when_it_was_back(host: Host, fetc
     assert not [m for m in messages if m["path"] == "/alerts" and m["groupLabels"]["alertname"] == "Watchdog"]
 
 
+def test_nobody_was_told_of_a_host_that_was_silenced_and_the_silence_has_ended(host: Host, fetch: Fetch) -> None:
+    messages = [json.loads(line) for line in host.check_output("cat /root/alerts.jsonl").splitlines()]
+    assert not [alert for message in messages for alert in message["alerts"] if alert["labels"].get("host") == NODE12]
+    silences = json.loads(fetch("https://10.78.19.11:9093/api/v2/silences", "monitoring").stdout)
+    assert {(one["createdBy"], one["status"]["state"]) for one in silences} == {("scenario", "expired")}
+    assert {(m["name"], m["value"], m["isRegex"]) for one in silences for m in one["matchers"]} == {
+        ("host", NODE12, True)
+    }
+
+
 def test_only_a_certificate_of_monitoring_may_ask_the_exporter(fetch: Fetch) -> None:
     assert "pst_site_up 1" in fetch("https://10.78.19.11:9216/site", "monitoring").stdout
     assert "403" in fetch("https://10.78.19.11:9216/site", "node").stderr
