@@ -37,8 +37,8 @@ def test_a_tree_is_made_and_then_left_alone(tmp_path):
     entries = [
         file(tmp_path / "d/sub/a", b"a"),
         Entry(str(tmp_path / "d/link"), state="link", target="sub/a"),
+        directory(tmp_path / "d/sub", "0700"),  # in any order
         directory(tmp_path / "d"),
-        directory(tmp_path / "d/sub", "0700"),
         Entry(str(tmp_path / "old"), state="absent"),
     ]
     (tmp_path / "old/deep").mkdir(parents=True)

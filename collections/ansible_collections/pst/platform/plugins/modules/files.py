@@ -23,7 +23,9 @@ version_added: 0.1.0
 author: The pst platform team
 options:
   files:
-    description: The paths, each with its wanted state. Directories are made first, what is V(absent) goes last.
+    description:
+      - The paths, each with its wanted state. Directories are made first, parents before what is in them; what is
+        V(absent) goes last.
     type: list
     elements: dict
     required: true
