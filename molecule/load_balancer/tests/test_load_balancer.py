@@ -238,7 +238,9 @@ def test_metrics_need_a_certificate_of_the_site() -> None:
     assert status == 200
     assert b"haproxy_backend_active_servers" in body
     status, _, body = get(f"lb1.{DOMAIN}", BALANCERS["lb1"], 8404, "/live", known)
-    assert (status, body) in {(200, f'pst_live_colour{{colour="{colour}"}} 1\n'.encode()) for colour in ("blue", "green")}
+    assert (status, body) in {
+        (200, f'pst_live_colour{{colour="{colour}"}} 1\n'.encode()) for colour in ("blue", "green")
+    }
 
 
 def test_client_over_the_limit_gets_429(client: Host) -> None:
