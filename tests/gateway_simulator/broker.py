@@ -113,7 +113,7 @@ class Broker:
         finally:
             if login and self._logins.get(login.username) is login:
                 del self._logins[login.username]
-                LOG.info("%s at %s has logged out", login.username, login.gateway)
+                LOG.info("a user has logged out at %s", login.gateway)
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
@@ -128,7 +128,8 @@ class Broker:
             existing.send(kicked=f"{login.username} has logged in at {login.gateway}")
             existing.writer.close()
         self._logins[login.username] = login
-        LOG.info("%s has logged in at %s", login.username, login.gateway)
+        # Who it is stays here: a login is among what no log may tell.
+        LOG.info("a user has logged in at %s", login.gateway)
         for record in self.book.records[message["known"] :]:
             login.send(record=record)
         login.send(ready=True, account=self.book.account)
