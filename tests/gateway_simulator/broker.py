@@ -123,9 +123,9 @@ class Broker:
         existing = self._logins.get(login.username)
         if existing:
             if not may_displace(login.action, existing.action):
-                login.send(refused=f"{login.username} is logged in at {existing.gateway} as {existing.action.value}")
+                login.send(refused=f"this user is logged in at {existing.gateway} as {existing.action.value}")
                 return None
-            existing.send(kicked=f"{login.username} has logged in at {login.gateway}")
+            existing.send(kicked=f"this user has logged in at {login.gateway}")
             existing.writer.close()
         self._logins[login.username] = login
         # Who it is stays here: a login is among what no log may tell.
