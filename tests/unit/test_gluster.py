@@ -14,6 +14,7 @@ from ansible_collections.pst.platform.plugins.module_utils.gluster import Gluste
 from ansible_collections.pst.platform.plugins.module_utils.units import Completed
 
 MEMBERS = ["a.t", "b.t", "c.t"]
+OTHERS = {"b.t": "uuid-b", "c.t": "uuid-c"}
 OPTIONS = {"client.ssl": "on", "network.ping-timeout": "5"}
 VOLUME_ID = "11111111-2222-3333-4444-555555555555"
 
@@ -24,6 +25,7 @@ class Daemon:
     def __init__(self) -> None:
         self.uuid = "uuid-a"
         self.peers: dict[str, bool] = {}
+        self.states: dict[str, int] = {}
         self.volume: dict[str, Any] | None = None
         self.shared: dict[str, Any] | None = None  # what the others know
         self.running = True
@@ -33,7 +35,7 @@ class Daemon:
         if command[0] == "systemctl":
             self.said.append(" ".join(command))
             self.running = command[1] != "stop"
-            if command[1] == "restart":
+            if command[1] == "start" and rules.PEERS.exists():
                 self.volume = self.shared
             return Completed(0, "", "")
         if not self.running:
@@ -50,7 +52,7 @@ class Daemon:
             return good + "".join(
                 f"<peer><uuid>{self.uuid if name == 'localhost' else 'uuid-' + name[0]}</uuid>"
                 f"<hostname>{name}</hostname>"
-                f"<connected>{int(up)}</connected></peer>"
+                f"<connected>{int(up)}</connected><state>{self.states.get(name, 3)}</state></peer>"
                 for name, up in peers.items()
             )
         if words[:2] == ["peer", "probe"]:
@@ -209,6 +211,12 @@ def test_a_peer_that_does_not_connect_is_named(daemon):
         on(daemon).form(3)
 
 
+def test_a_peer_that_is_not_accepted_yet_is_waited_for(daemon):
+    daemon.peers, daemon.states = {"b.t": True, "c.t": True}, {"c.t": 5}
+    with pytest.raises(GlusterError, match=r"c\.t: peers are not connected after 3 s"):
+        on(daemon).form(3)
+
+
 def test_members_are_not_exchanged_by_a_variable(daemon):
     on(daemon).form(10)
     changed = Gluster(
@@ -235,20 +243,25 @@ def marks(monkeypatch) -> dict[str, bytes]:
 
 def test_a_member_that_lost_its_disk_takes_its_place_again(daemon, tmp_path, marks, monkeypatch):
     monkeypatch.setattr(rules, "IDENTITY", tmp_path / "glusterd.info")
+    monkeypatch.setattr(rules, "PEERS", tmp_path / "peers")
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers/uuid-old").touch()
     rules.IDENTITY.write_text("UUID=uuid-new\noperating-version=100000\n")
     daemon.uuid = "uuid-new"
     daemon.shared = {"started": True, "bricks": {"a.t:/x": False}, "options": {}}
     brick = tmp_path / "brick"
-    done = on(daemon, str(brick)).rejoin("uuid-a", VOLUME_ID, "b.t", 10)
-    assert done == ["took the identity uuid-a", "learnt the volume from b.t", "prepared an empty brick"]
+    done = on(daemon, str(brick)).rejoin("uuid-a", VOLUME_ID, OTHERS, 10)
+    assert done == ["took the identity uuid-a", "learnt the volume from the others", "prepared an empty brick"]
+    assert {path.name: path.read_text() for path in rules.PEERS.iterdir()} == {
+        "uuid-b": "uuid=uuid-b\nstate=3\nhostname1=b.t\n",
+        "uuid-c": "uuid=uuid-c\nstate=3\nhostname1=c.t\n",
+    }
     assert rules.IDENTITY.read_text() == "UUID=uuid-a\noperating-version=100000\n"
     assert marks[str(brick)] == bytes.fromhex(VOLUME_ID.replace("-", ""))
     assert [path.name for path in brick.iterdir()] == [".glusterfs"]
     assert daemon.said == [
         "systemctl stop glusterd.service",
         "systemctl start glusterd.service",
-        "peer probe b.t",
-        "systemctl restart glusterd.service",
     ]
 
 
@@ -256,8 +269,8 @@ def test_one_that_lost_its_brick_alone_gets_an_empty_one(daemon, tmp_path, marks
     gluster = on(daemon, str(tmp_path / "brick"))
     gluster.form(10)
     daemon.said.clear()
-    assert gluster.rejoin("uuid-a", VOLUME_ID, "b.t", 10) == ["prepared an empty brick"]
-    assert gluster.rejoin("uuid-a", VOLUME_ID, "b.t", 10) == []
+    assert gluster.rejoin("uuid-a", VOLUME_ID, OTHERS, 10) == ["prepared an empty brick"]
+    assert gluster.rejoin("uuid-a", VOLUME_ID, OTHERS, 10) == []
     assert daemon.said == []
 
 
@@ -268,11 +281,32 @@ def test_a_heal_is_begun_and_its_refusal_told(daemon):
         said.append(list(command))
         return Completed(len(said) - 1, "Launching heal operation", "not started")
 
-    gluster = Gluster(Wanted("parquet", MEMBERS, "a.t", "/x", {}), run)
-    gluster.heal()
+    gluster = Gluster(Wanted("parquet", MEMBERS, "a.t", "/x", {}), run, lambda _: None)
+    gluster.heal(3)
     assert said == [["/usr/sbin/gluster", "--mode=script", "volume", "heal", "parquet", "full"]]
     with pytest.raises(GlusterError, match="heal parquet full: not started"):
-        gluster.heal()
+        gluster.heal(3)
+
+
+def test_a_heal_waits_for_the_healing_process_of_the_new_brick(daemon, tmp_path, marks):
+    gluster, refusals = on(daemon, str(tmp_path / "brick")), [2]
+    gluster.form(10)
+    gluster.prepare(VOLUME_ID)
+    missing = f"brick a.t:{tmp_path}/brick is not compared with the others"
+    assert gluster.look().lacks(gluster.wanted) == [missing], "and a run that was killed here goes on with it"
+
+    def run(command: Sequence[str], timeout: float | None) -> Completed:
+        if "full" in command and refusals[0]:
+            refusals[0] -= 1
+            return Completed(1, "Commit failed on c.t.", "")
+        return daemon.run(command, timeout)
+
+    healing = Gluster(gluster.wanted, run, lambda _: None)
+    with pytest.raises(GlusterError, match=r"heal parquet full: Commit failed on c\.t\."):
+        healing.heal(0)
+    assert gluster.look().lacks(gluster.wanted) == [missing]
+    healing.heal(10)
+    assert gluster.look().lacks(gluster.wanted) == []
 
 
 def test_a_folder_with_somebodys_files_is_left_alone(daemon, tmp_path, marks):
@@ -291,4 +325,4 @@ def test_a_host_of_another_pool_is_refused(daemon):
     with pytest.raises(
         GlusterError, match="this host is uuid-a and knows a volume parquet; the others know it as uuid-z"
     ):
-        gluster.rejoin("uuid-z", VOLUME_ID, "b.t", 10)
+        gluster.rejoin("uuid-z", VOLUME_ID, OTHERS, 10)

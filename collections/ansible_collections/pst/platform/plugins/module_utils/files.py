@@ -155,7 +155,7 @@ def apply(entries: Sequence[Entry], *, check: bool = False) -> Outcome:
         _check_only(ordered["file"])
         return outcome
     _clear_stages(entries)
-    for change in ordered["directory"]:
+    for change in sorted(ordered["directory"], key=lambda change: change.entry.dest):  # parents first
         _make_directory(change)
     _put_files(ordered["file"])
     for change in ordered["link"]:

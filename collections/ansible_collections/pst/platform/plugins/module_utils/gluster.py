@@ -21,8 +21,11 @@ PROGRAM = Path("/usr/sbin/gluster")
 CALL_S = 120.0
 POLL_S = 1.0
 IDENTITY = Path("/var/lib/glusterd/glusterd.info")
+PEERS = Path("/var/lib/glusterd/peers")
+IN_CLUSTER = "3"  # the state of a peer that both sides have accepted
 VOLUME_ID = "trusted.glusterfs.volume-id"
 INSIDE = ".glusterfs"
+EMPTY = "pst-empty"  # in that folder, from when the brick was made until the others were told to fill it
 UNIT = "glusterd.service"
 PIDS = Path("/run/gluster/vols")
 BUSY = "Another transaction is in progress"
@@ -55,12 +58,13 @@ class Seen:
     answers: bool = False
     uuid: str = ""
     pool: Mapping[str, str] = field(default_factory=dict)  # uuid by name, this host as "localhost"
-    connected: Sequence[str] = ()
+    connected: Sequence[str] = ()  # names of those that can be asked: connected, and accepted on both sides
     volume_id: str = ""
     started: bool = False
     bricks: Sequence[str] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     down: Sequence[str] = ()  # the brick of this host, where it does not run
+    empty: Sequence[str] = ()  # the brick of this host, where nobody was told to fill it
 
     def lacks(self, wanted: Wanted) -> list[str]:
         """Return what is not as it is wanted, in words."""
@@ -77,7 +81,8 @@ class Seen:
         ]
         if not self.started:
             found.append(f"volume {wanted.volume} is not started")
-        return found + [f"brick {brick} does not run" for brick in self.down]
+        found += [f"brick {brick} does not run" for brick in self.down]
+        return found + [f"brick {brick} is not compared with the others" for brick in self.empty]
 
     def strangers(self, wanted: Wanted) -> list[str]:
         """Return the bricks that are in the volume and not wanted: data that nobody may throw away by a variable."""
@@ -111,7 +116,7 @@ class Gluster:
             pool[name] = uuid
             if name == "localhost":
                 own = uuid
-            elif peer.findtext("connected") == "1":
+            elif peer.findtext("connected") == "1" and peer.findtext("state") == IN_CLUSTER:
                 connected.append(name)
         try:
             info = self._ask("volume", "info", self.wanted.volume)
@@ -132,7 +137,11 @@ class Gluster:
             options={o.findtext("name", ""): o.findtext("value", "") for o in volume.iter("option")},
             # Of its own brick a host can tell without a lock on the whole cluster, which `volume status` takes.
             down=() if volume.findtext("statusStr") != "Started" or self._runs() else (own_brick,),
+            empty=(own_brick,) if self._empty().exists() else (),
         )
+
+    def _empty(self) -> Path:
+        return Path(self.wanted.brick, INSIDE, EMPTY)
 
     def _runs(self) -> bool:
         """Say whether the brick of this host runs."""
@@ -192,8 +201,12 @@ class Gluster:
 
     # Coming back ------------------------------------------------------------------------------------------------------
 
-    def rejoin(self, uuid: str, volume_id: str, through: str, timeout: float) -> list[str]:
-        """Give a member that lost its disk its identity and its place back; the others then heal its brick."""
+    def rejoin(self, uuid: str, volume_id: str, peers: Mapping[str, str], timeout: float) -> list[str]:
+        """Give a member that lost its disk its identity and its place back; the others then heal its brick.
+
+        It is told who its peers are (identities by name) instead of probing one: the others know this member, and
+        after a probe both sides may wait for each other, for ever ("Sent and Received peer request").
+        """
         done = []
         seen = self.look()
         if seen.volume_id and seen.uuid != uuid:
@@ -201,16 +214,13 @@ class Gluster:
                 f"this host is {seen.uuid} and knows a volume {self.wanted.volume}; the others know it as {uuid}. "
                 "Wanted: one of them, or no volume here"
             )
-        if seen.uuid != uuid:
-            self._identify(uuid)
-            done.append(f"took the identity {uuid}")
         if not seen.volume_id:
-            self._ask("peer", "probe", through)
-            self._systemctl("restart")
+            self._identify(uuid, peers)
+            done.append(f"took the identity {uuid}")
             self._await(
                 lambda: [] if self.look().volume_id else [self.wanted.volume], "not learnt from the others", timeout
             )
-            done.append(f"learnt the volume from {through}")
+            done.append("learnt the volume from the others")
         if self.prepare(volume_id):
             done.append("prepared an empty brick")
         return done
@@ -230,25 +240,45 @@ class Gluster:
         if there != mark and (there or any(brick.iterdir())):
             raise GlusterError(f"{brick}: seen files of something else, wanted an empty folder or this volume's brick")
         os.setxattr(brick, VOLUME_ID, mark)
-        inside.mkdir(mode=0o700, exist_ok=True)  # the brick's process does not start without it
+        # The brick's process does not start without the folder. It has the note in it from the beginning: a run that is
+        # killed now would leave a copy that lacks files and counts as complete.
+        new = brick / f"{INSIDE}.new"
+        new.mkdir(mode=0o700, exist_ok=True)
+        (new / EMPTY).touch()
+        new.replace(inside)
         return True
 
-    def _identify(self, uuid: str) -> None:
+    def _identify(self, uuid: str, peers: Mapping[str, str]) -> None:
         self._systemctl("stop")
         lines = [line for line in IDENTITY.read_text().splitlines() if not line.startswith("UUID=")]
         temporary = IDENTITY.with_suffix(".new")
         temporary.write_text("\n".join([f"UUID={uuid}", *lines]) + "\n")
         temporary.chmod(0o600)
         temporary.replace(IDENTITY)
+        PEERS.mkdir(mode=0o755, exist_ok=True)
+        for path in PEERS.iterdir():
+            path.unlink()
+        for name, identity in peers.items():
+            path = PEERS / identity
+            path.write_text(f"uuid={identity}\nstate={IN_CLUSTER}\nhostname1={name}\n")
+            path.chmod(0o600)
         self._systemctl("start")
         self._await(lambda: [] if self.look().answers else [UNIT], "does not answer", CALL_S)
 
-    def heal(self) -> None:
-        """Have the whole volume compared. It goes on after this call."""
+    def heal(self, timeout: float) -> None:
+        """Have the whole volume compared, from the member whose brick is empty. It goes on after this call.
+
+        The healing process of each member has to be connected to its own brick; no other question tells that.
+        """
         # This one command has no answer in XML.
-        done = self._run([str(PROGRAM), "--mode=script", "volume", "heal", self.wanted.volume, "full"], CALL_S)
-        if done.code:
-            raise GlusterError(f"gluster volume heal {self.wanted.volume} full: {done.err.strip() or done.out.strip()}")
+        command = [str(PROGRAM), "--mode=script", "volume", "heal", self.wanted.volume, "full"]
+        waited = 0.0
+        while (done := self._run(command, CALL_S)).code:
+            if waited >= timeout:
+                raise GlusterError(f"{' '.join(command[2:])}: {done.err.strip() or done.out.strip()}")
+            self._wait(POLL_S)
+            waited += POLL_S
+        self._empty().unlink(missing_ok=True)
 
     # The command line -------------------------------------------------------------------------------------------------
 

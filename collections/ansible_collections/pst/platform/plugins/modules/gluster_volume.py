@@ -13,7 +13,8 @@ description:
   - V(formed) makes the pool, the volume and its options, and starts what does not run. On one member, which has the
     volume where any has.
   - V(rejoined) gives a member that lost its disk the identity that the others know it by, the volume, an empty brick.
-  - V(healed) has the whole volume compared, as after V(rejoined).
+  - V(healed) has the whole volume compared, after V(rejoined) and V(formed). On the member that came back, where
+    RV(lacks) says so until then.
   - Never removes or exchanges a brick.
 version_added: 0.1.0
 author: The pst platform team
@@ -30,7 +31,7 @@ options:
   options: {description: Options of the volume., type: dict, default: {}}
   uuid: {description: 'V(rejoined): the identity that the others know this member by.', type: str}
   volume_id: {description: 'V(rejoined): the identity of the volume.', type: str}
-  through: {description: 'V(rejoined): a member that has the volume.', type: str}
+  peers: {description: 'V(rejoined): the identities of the other members by name.', type: dict}
   timeout: {description: Seconds to wait for peers and bricks., type: int, default: 60}
 attributes:
   check_mode: {support: full, description: Looks, and predicts.}
@@ -73,10 +74,10 @@ def main() -> None:
             "options": {"type": "dict", "default": {}},
             "uuid": {"type": "str"},
             "volume_id": {"type": "str"},
-            "through": {"type": "str"},
+            "peers": {"type": "dict"},
             "timeout": {"type": "int", "default": 60},
         },
-        required_if=[("state", "rejoined", ["uuid", "volume_id", "through"])],
+        required_if=[("state", "rejoined", ["uuid", "volume_id", "peers"])],
         supports_check_mode=True,
     )
     p = module.params
@@ -88,9 +89,9 @@ def main() -> None:
             if p["state"] == "formed":
                 done = gluster.form(p["timeout"])
             elif p["state"] == "rejoined":
-                done = gluster.rejoin(p["uuid"], p["volume_id"], p["through"], p["timeout"])
+                done = gluster.rejoin(p["uuid"], p["volume_id"], p["peers"], p["timeout"])
             elif p["state"] == "healed":
-                gluster.heal()
+                gluster.heal(p["timeout"])
                 done = ["began to heal"]
         seen = gluster.look(patience=p["timeout"])
     except (GlusterError, OSError) as error:
