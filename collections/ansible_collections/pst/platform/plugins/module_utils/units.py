@@ -13,7 +13,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +191,11 @@ class Report:
     @property
     def changed(self) -> bool:
         return self.daemon_reloaded or bool(self.done())
+
+    def told(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what a module returns of it, and its diff."""
+        result = asdict(self)
+        return result, {"before": result.pop("before"), "after": result.pop("after")}
 
     def actions(self) -> str:
         """Return one line for each action, which is what a diff shows of a restart, or of a prediction."""
@@ -405,3 +410,8 @@ class Systemd:
 
     def text(self, now: Mapping[str, Status]) -> str:
         return "".join(f"{unit.name}: {now[unit.name].text()}\n" for unit in self.wanted)
+
+
+def converge(options: Iterable[Mapping[str, Any]], *, check: bool, timeout: float = 90) -> Report:
+    """Bring the units of a task to their state; the options are those that a module has checked against `OPTIONS`."""
+    return Systemd([wanted_of(option) for option in options], check=check, timeout=timeout).converge()

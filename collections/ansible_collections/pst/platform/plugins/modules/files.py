@@ -142,7 +142,6 @@ units:
 """
 
 import base64
-from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -211,14 +210,13 @@ def main() -> None:
     result = {"changed": bool(outcome.changed_files), "changed_files": outcome.changed_files}
     diff = list(outcome.diff)
     if module.params["units"]:
-        wanted = [units.wanted_of(option) for option in module.params["units"]]
         try:
-            report = units.Systemd(wanted, check=module.check_mode).converge()
+            report = units.converge(module.params["units"], check=module.check_mode)
         except units.UnitsError as error:
             module.fail_json(msg=str(error), changed_files=outcome.changed_files)
-        told = asdict(report)
-        diff.append({"before": told.pop("before"), "after": told.pop("after")})
-        result |= {"changed": result["changed"] or report.changed, "units": told}
+        result["units"], of_units = report.told()
+        result["changed"] = result["changed"] or report.changed
+        diff.append(of_units)
     if module._diff:
         result["diff"] = diff
     module.exit_json(**result)

@@ -104,17 +104,9 @@ unmasked: {description: Units that were unmasked., returned: always, type: list,
 daemon_reloaded: {description: Whether systemd had to read changed unit files again., returned: always, type: bool}
 """
 
-from dataclasses import asdict
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.pst.platform.plugins.module_utils.units import (
-    OPTIONS,
-    Systemd,
-    UnitsError,
-    problems_of,
-    wanted_of,
-)
+from ansible_collections.pst.platform.plugins.module_utils.units import OPTIONS, UnitsError, converge, problems_of
 
 
 def main() -> None:
@@ -129,13 +121,11 @@ def main() -> None:
     problems = problems_of(module.params["units"])
     if problems:
         module.fail_json(msg="\n".join(problems))
-    units = [wanted_of(option) for option in module.params["units"]]
     try:
-        report = Systemd(units, check=module.check_mode, timeout=module.params["timeout"]).converge()
+        report = converge(module.params["units"], check=module.check_mode, timeout=module.params["timeout"])
     except UnitsError as error:
         module.fail_json(msg=str(error))
-    result = asdict(report)
-    diff = {"before": result.pop("before"), "after": result.pop("after")}
+    result, diff = report.told()
     module.exit_json(changed=report.changed, diff=diff, **result)
 
 
