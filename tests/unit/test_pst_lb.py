@@ -166,6 +166,43 @@ def test_release_of_a_dead_haproxy_loses_no_time(pst_lb, settings, monkeypatch) 
     assert set(balancer.events) == {"forbid"}
 
 
+def test_what_an_unplanned_move_left_is_carried_on(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a", "b"}, {"a", "b"}, {"b"}, set()])
+    monkeypatch.setattr(pst_lb, "holds", lambda _vip: False)
+    monkeypatch.setattr(pst_lb, "forbidden", lambda _reason: False)
+    assert pst_lb.finish(settings) == {"open": 2, "broken": 0}
+    assert balancer.events == ["closing", "draining", "end of draining", "end of closing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("holds", True),  # the transition was to MASTER
+        ("forbidden", True),  # `release` does it
+        ("haproxy_answers", False),  # its clients are better told to connect again
+        ("carried_on", False),
+        ("connections", set()),
+    ],
+)
+def test_an_unplanned_move_leaves_nothing_to_do(pst_lb, settings, monkeypatch, name: str, value: object) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a"}])
+    for other, usual in {"holds": False, "forbidden": False}.items():
+        monkeypatch.setattr(pst_lb, other, lambda _argument, usual=usual: usual)
+    monkeypatch.setattr(pst_lb, name, lambda *_arguments: value)
+    assert pst_lb.finish(settings) == {"open": 0}
+    assert balancer.events == []
+
+
+def test_an_address_that_comes_back_ends_it(pst_lb, settings, monkeypatch) -> None:
+    balancer = Balancer(pst_lb, monkeypatch, [{"a"}])
+    monkeypatch.setattr(pst_lb, "forbidden", lambda _reason: False)
+    away = iter([False, False, True, True])
+    monkeypatch.setattr(pst_lb, "holds", lambda _vip: next(away))
+    slow = pst_lb.Settings(VIP, (80, 443), close_seconds=0.01, finish_seconds=60, interface="eth0", peer="10.78.16.12")
+    assert pst_lb.finish(slow) == {"open": 1, "broken": 0}
+    assert balancer.events[-1] == "end of closing"
+
+
 class Raw:
     """A raw socket that keeps what it sends."""
 

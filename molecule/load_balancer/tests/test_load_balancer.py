@@ -428,6 +428,41 @@ def test_planned_move_breaks_nothing(client: Host, balancers: dict[str, Host], h
     assert max((gap["seconds"] - gap["own"] for gap in about), default=0) < 0.3
 
 
+@pytest.mark.parametrize("seconds", [0.6, 0.8])
+def test_late_adverts_break_nothing(client: Host, balancers: dict[str, Host], holder: Host, seconds: float) -> None:
+    """A starved host: its keepalived does not run for a moment, its kernel and HAProxy do.
+
+    The other one takes the address after 0.3 s, and one of the two gives it up when both run again. Requests that began
+    before, between and after are answered.
+    """
+    other = next(host for name, host in balancers.items() if name not in holders(balancers))
+    before = forwarded(other)
+    processes = " ".join(holder.check_output("pgrep -x keepalived").split())
+    with probing(client, f"late-{seconds}", "--new-share=0.3") as account, Slow(6) as slow:
+        holder.check_output(f"kill -STOP {processes}; sleep {seconds}; kill -CONT {processes}")
+    print("sent on:", forwarded(other) - before)
+    assert forwarded(other) > before, "the other one has to have taken the address, or nothing was tested"
+    assert [answer[0] if isinstance(answer, tuple) else answer for answer in slow.answer] == [200]
+    assert account["failed"] == {}
+    assert len(eventually(lambda: holders(balancers))) == 1
+
+
+def test_request_begun_on_the_other_one_is_answered(balancers: dict[str, Host], holder: Host) -> None:
+    """It began where the address was for a moment; the holder, which has the address again, knows nothing of it."""
+    other = next(host for name, host in balancers.items() if name not in holders(balancers))
+    processes = " ".join(holder.check_output("pgrep -x keepalived").split())
+    holder.check_output(f"kill -STOP {processes}")
+    try:
+        eventually(lambda: state(other)["holder"])
+        with Slow(6) as slow:
+            holder.check_output(f"kill -CONT {processes}")
+            eventually(lambda: not state(other)["holder"])
+    finally:
+        holder.check_output(f"kill -CONT {processes}")
+    assert [answer[0] if isinstance(answer, tuple) else answer for answer in slow.answer] == [200]
+    assert forwarded(holder) > 0, "or nothing was tested"
+
+
 def test_dead_balancer_gets_no_packets_for_long(balancers: dict[str, Host], holder: Host) -> None:
     """It dies while it has connections that are carried on; the other one must not believe in it any more after 3 s."""
     name = holders(balancers)[0]

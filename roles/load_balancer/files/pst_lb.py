@@ -4,6 +4,7 @@
 pst-lb state             what this balancer is, as JSON
 pst-lb release REASON    give the virtual address away (REASON: maintenance or haproxy) and keep it away
 pst-lb restore REASON    take part in the election again
+pst-lb finish            carry on what is open here after a move that nobody planned; pst-lb-finish.service runs it
 pst-lb prepare           have the kernel carry on connections across a move; keepalived.service runs it when it starts
 pst-lb save              write HAProxy's live state to the files that it reads when it starts
 pst-lb preview COLOUR NAME   ask this balancer for /version of a slot that need not be live, as a client of NAME would
@@ -12,6 +13,7 @@ An address that moves breaks the connections that it leaves. `release` therefore
 each connection with the answer to its next request. Those that are still open when the address moves are carried on:
 this host goes on taking packets for the address, and the other one, which gets them now, sends on to it those of
 connections that it does not know (`second-chance.nft`), for as long as this program says that there are any.
+So does `finish` when the address has moved because adverts came too late, and this balancer is as well as before.
 """
 
 from __future__ import annotations
@@ -250,6 +252,17 @@ def release(settings: Settings, reason: str) -> dict[str, object]:
     }
 
 
+def finish(settings: Settings) -> dict[str, object]:
+    """Let what is open here end after the address has gone unasked; `release` does so itself."""
+    planned = any(forbidden(reason) for reason in REASONS)
+    if planned or holds(settings.vip) or not connections(settings) or not carried_on(settings) or not haproxy_answers():
+        return {"open": 0}
+    open_then = len(connections(settings))
+    with closing(), draining(settings):
+        wait(lambda: holds(settings.vip) or not connections(settings), settings.finish_seconds, WORD_SECONDS)
+    return {"open": open_then, "broken": 0 if holds(settings.vip) else len(connections(settings))}
+
+
 def state(settings: Settings) -> dict[str, object]:
     """Return what this balancer is, and for how many seconds it has had this part in the election."""
     vrrp = RUN / "vrrp_state"
@@ -314,7 +327,7 @@ def preview(colour: str, name: str) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("state", "save", "prepare"):
+    for verb in ("state", "save", "prepare", "finish"):
         verbs.add_parser(verb)
     for verb in ("release", "restore"):
         verbs.add_parser(verb).add_argument("reason", choices=REASONS)
@@ -330,6 +343,8 @@ def main(arguments: list[str] | None = None) -> int:
                 result = save()
             case "prepare":
                 result = prepare(Settings.read())
+            case "finish":
+                result = finish(Settings.read())
             case "preview":
                 result = preview(options.colour, options.name)
             case "release":
