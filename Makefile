@@ -29,8 +29,6 @@ lab-dr-down: venv ## remove exactly what `make lab-dr` made
 dr-status: venv ## whether the second site could take over now
 	@$(PLAY) -i $(LAB_DR) playbooks/dr-status.yml
 
-status: venv ## every service of the lab, with its state and version
-	@$(PLAY) playbooks/status.yml
 status: venv ## every service of the lab on one screen; exit status 0 when all are healthy
 	@ANSIBLE_STDOUT_CALLBACK=pst.platform.plain $(PLAY) playbooks/status.yml -e status_format=short
 
