@@ -63,6 +63,8 @@ def stopped(platform: None) -> Iterator[None]:
         lab.ssh(lab.MONGODB[0], f"rm -rf {HOME}", check=False)
         lab.succeed(lab.playbook("site"))
         lab.succeed(lab.playbook("kill-switch", "-e", "kill_switch_undo=true", "-e", REASON))
+        # Also with what was connected to the set that was lost, such as the gates.
+        lab.eventually("the lab is healthy again", lambda: lab.playbook("status").code == 0, 300, 5)
         path = lab.REPORTS / f"restore-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(REPORT, indent=1) + "\n")

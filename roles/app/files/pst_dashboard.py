@@ -104,6 +104,7 @@ def process_control(folder: Path) -> Read:
     """Return a function that reads process control from the database that the slot's private_config.yaml names."""
     import yaml  # noqa: PLC0415 - only the release has them
     from pymongo import MongoClient  # noqa: PLC0415
+    from pymongo.errors import ServerSelectionTimeoutError  # noqa: PLC0415
 
     lock = threading.Lock()
     collections: list[Any] = []
@@ -119,7 +120,14 @@ def process_control(folder: Path) -> Read:
                     maxPoolSize=2,
                 )
                 collections.append(client[settings["mongo_db"]]["process_control"])
-        return list(collections[0].find({}, {"_id": 0}, max_time_ms=3000))
+            collection = collections[0]
+        try:
+            return list(collection.find({}, {"_id": 0}, max_time_ms=3000))
+        except ServerSelectionTimeoutError:
+            with lock:  # a client never finds a set that was made anew after a disaster
+                collections.clear()
+            collection.database.client.close()
+            raise
 
     return read
 

@@ -141,7 +141,9 @@ def release(tmp_path: Path) -> Path:
         "    return server\n"
     )
     (tree / "yaml.py").write_text("import json\nsafe_load = json.loads\n")
-    (tree / "pymongo.py").write_text(
+    (tree / "pymongo").mkdir()
+    (tree / "pymongo/errors.py").write_text("class ServerSelectionTimeoutError(Exception): ...\n")
+    (tree / "pymongo/__init__.py").write_text(
         "class Found(dict):\n"
         "    def __missing__(self, name):\n"
         "        return self\n"

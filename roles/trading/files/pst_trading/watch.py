@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pymongo
-from pymongo.errors import PyMongoError
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 from pymongo.read_concern import ReadConcern
 
 from .gate_settings import MongoSettings
@@ -145,7 +145,19 @@ class MongoLease:
     """The lease in MongoDB."""
 
     def __init__(self, settings: MongoSettings, placement: str) -> None:
-        client: Any = pymongo.MongoClient(
+        self._settings = settings
+        # The server's own clock, in the same read: no host's clock takes part.
+        remaining = {"$subtract": ["$expires_at", "$$NOW"]}
+        self._pipeline = [
+            {"$match": {"_id": placement}},
+            {"$project": {**dict.fromkeys(FIELDS, 1), "remaining_ms": remaining}},
+        ]
+        self._client = self._connect()
+
+    def _connect(self) -> Any:
+        """Return a client. It connects at its first use."""
+        settings = self._settings
+        return pymongo.MongoClient(
             list(settings.hosts),
             replicaSet=settings.replica_set,
             username=settings.username,
@@ -158,19 +170,19 @@ class MongoLease:
             connectTimeoutMS=READ_MS,
             socketTimeoutMS=READ_MS + 1000,
         )
-        database = client.get_database(settings.database, read_concern=ReadConcern("linearizable"))
-        self._leases = database["leases"]
-        # The server's own clock, in the same read: no host's clock takes part.
-        remaining = {"$subtract": ["$expires_at", "$$NOW"]}
-        self._pipeline = [
-            {"$match": {"_id": placement}},
-            {"$project": {**dict.fromkeys(FIELDS, 1), "remaining_ms": remaining}},
-        ]
 
     def read(self) -> Lease:
         """Return the lease; no document is a lease that nobody ever held."""
+        database = self._client.get_database(self._settings.database, read_concern=ReadConcern("linearizable"))
         try:
-            found = next(iter(self._leases.aggregate(self._pipeline, maxTimeMS=READ_MS)), None)
+            found = next(iter(database["leases"].aggregate(self._pipeline, maxTimeMS=READ_MS)), None)
+        except ServerSelectionTimeoutError as error:
+            # A set that was made anew after a disaster elects with lower terms than the lost one: a client that
+            # remembers those takes its primary for an old one, for ever. A deposed primary is still not believed: the
+            # read is linearizable.
+            self._client.close()
+            self._client = self._connect()
+            raise LeaseReadError(str(error)) from None
         except PyMongoError as error:
             raise LeaseReadError(str(error)) from None
         return NO_LEASE if found is None else lease_of(found)
