@@ -307,3 +307,16 @@ def record(name: str, **figures: Any) -> None:
     known[name] = figures
     path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
     print(f"measured {name}: {json.dumps(figures, sort_keys=True)}")
+
+
+def secrets() -> dict[str, str]:
+    """Return every generated secret of the lab by its name."""
+    found = {path.name: path.read_text().strip() for path in (STATE / "secrets").iterdir() if path.is_file()}
+    assert len(found) >= 5, "the lab has no secrets: this test would prove nothing"
+    return found
+
+
+def leaked(output: str) -> list[str]:
+    """Name the secrets and private keys whose text is in the output."""
+    keys = {path.name: path.read_text().splitlines()[1] for path in (STATE / "pki").rglob("*.key")}
+    return sorted(name for name, value in (secrets() | keys).items() if value in output)

@@ -44,7 +44,8 @@ def test_a_second_run_changes_and_restarts_nothing() -> None:
 
 
 def test_check_mode_on_a_converged_lab_finds_nothing() -> None:
-    run = lab.succeed(lab.playbook("site", "--check", "--diff"))
+    run = lab.succeed(lab.playbook("site", "--check", "--diff", "-vvv"))
+    assert not lab.leaked(run.output)
     assert run.total("changed") == 0, run.changed_tasks()
     assert run.total("failed") == 0
 
