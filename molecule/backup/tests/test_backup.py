@@ -157,6 +157,12 @@ def test_monitoring_sees_size_and_age_of_each_repository(keeper: Host) -> None:
         assert f'pst_backup_repository_newest_timestamp_seconds{{site="backup",repository="{name}"}}' in text
 
 
+def test_what_a_timer_starts_often_is_started_each_time(keeper: Host) -> None:
+    """A limit of starts that suits a job of once a day ended those of every five minutes after 50 of them."""
+    for _ in range(12):
+        assert keeper.run("systemctl start pst-backup@look.service").rc == 0
+
+
 def test_the_state_of_the_control_node_is_encrypted_and_comes_back(keeper: Host, tmp_path: Path) -> None:
     with keeper.sudo():
         keeper.check_output("pst-backup fetch control --to latest")

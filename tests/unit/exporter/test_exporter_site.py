@@ -19,6 +19,7 @@ from pst_exporter.orders import FIELDS, History
 from pst_exporter.settings import Process
 from pst_exporter.site import Breaks, Database, Site, State, window_began
 from pst_exporter.text import Page
+from pymongo.errors import ServerSelectionTimeoutError
 
 NOW = datetime(2026, 11, 30, 15, 0, tzinfo=UTC)
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
@@ -196,7 +197,7 @@ def naive(moment: datetime) -> datetime:
 
 
 def site(tmp_path, processes=(), clock=datetime(2026, 11, 30, 10, 0), **databases) -> dict[tuple[str, str], float]:
-    database = Database(Client(**{"pst": {}, "production": {}, **databases}), "pst", "production")
+    database = Database(lambda: Client(**{"pst": {}, "production": {}, **databases}), "pst", "production")
     told = Site(database.read, processes, Breaks.load(tmp_path / "breaks.json"), lambda: clock).render()
     return samples(told)
 
@@ -345,3 +346,26 @@ def test_a_primary_that_does_not_answer_is_told_and_nothing_else_is(tmp_path):
 
     told = Site(refuse, [HANDLER], Breaks.load(tmp_path / "breaks.json")).render()
     assert samples(told) == {("pst_site_up", ""): 0, ("pst_site_last_error_info", 'error="TimeoutError"'): 1}
+
+
+def test_a_client_that_finds_no_primary_is_replaced() -> None:
+    """It never would: the primary of a set that was made anew has lower terms than the one that it remembers."""
+
+    class Lost:
+        closed = False
+
+        @property
+        def admin(self) -> Any:
+            raise ServerSelectionTimeoutError("no primary")
+
+        def close(self) -> None:
+            self.closed = True
+
+    lost = Lost()
+    clients = iter([lost, Client(pst={}, production={})])
+    database = Database(lambda: next(clients), "pst", "production")
+    with pytest.raises(ServerSelectionTimeoutError):
+        database.read(History())
+    assert lost.closed
+    assert database.read(History()).now == NOW
+    assert database.read(History()).leases == []  # with the client that it has

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import certificates, mongodb, site
 from .server import BadRequestError, Certificates, Query, Route, Server
@@ -24,10 +25,11 @@ def routes(settings: Settings) -> dict[str, Route]:
                 raise BadRequestError(f"target is {target!r}, wanted: one of {', '.join(settings.mongodb.hosts)}")
             return mongodb.render(target, members.ask)
 
-        client = mongodb.connect(
-            settings.mongodb, list(settings.mongodb.hosts), replicaSet=settings.mongodb.replica_set
-        )
-        database = site.Database(client, settings.mongodb.platform_database, settings.mongodb.trading_database)
+        def connect() -> Any:
+            hosts, replica_set = list(settings.mongodb.hosts), settings.mongodb.replica_set
+            return mongodb.connect(settings.mongodb, hosts, replicaSet=replica_set)
+
+        database = site.Database(connect, settings.mongodb.platform_database, settings.mongodb.trading_database)
         trading = site.Site(database.read, settings.processes, site.Breaks.load(Path(settings.state)))
         found |= {"/mongodb": member, "/site": lambda _query: trading.render()}
     watch = certificates.Watch(settings.endpoints, certificates.look(settings.tls), settings.certificates_every_s)

@@ -42,20 +42,34 @@ class State:
 class Database:
     """The questions, each of them short."""
 
-    def __init__(self, client: Any, platform: str, trading: str) -> None:
-        self._client, self._platform, self._trading = client, client[platform], client[trading]
+    def __init__(self, connect: Callable[[], Any], platform: str, trading: str) -> None:
+        self._connect, self._platform, self._trading = connect, platform, trading
+        self._client: Any = None
 
     def read(self, history: History) -> State:
-        now = self._client.admin.command("hello")["localTime"].replace(tzinfo=UTC)
+        from pymongo.errors import ServerSelectionTimeoutError  # noqa: PLC0415
+
+        self._client = client = self._client or self._connect()
+        try:
+            return self._read(client, history)
+        except ServerSelectionTimeoutError:
+            # A client that knew a set never finds the one that was made anew after a disaster, whose terms are lower.
+            self._client = None
+            client.close()
+            raise
+
+    def _read(self, client: Any, history: History) -> State:
+        now = client.admin.command("hello")["localTime"].replace(tzinfo=UTC)
+        platform, trading = client[self._platform], client[self._trading]
         ages = {"_id": 1, "order_id": 1, "locked": 1}
         return State(
             now=now,
-            leases=self._all(self._platform["leases"], {}, None),
-            lock=next(iter(self._all(self._platform["run_lock"], {"_id": "site"}, None)), {}),
-            processes=self._all(self._trading["process_control"], {}, None),
-            stacks={name: self._all(self._trading[collection], ACTIVE, ages) for name, collection in STACKS.items()},
-            locks=self._all(self._trading["locks"], {"lock": "ON"}, {"instrument_code": 1}),
-            new_orders=list(history.read(self._trading["_BROKER_HISTORIC_ORDERS"])),
+            leases=self._all(platform["leases"], {}, None),
+            lock=next(iter(self._all(platform["run_lock"], {"_id": "site"}, None)), {}),
+            processes=self._all(trading["process_control"], {}, None),
+            stacks={name: self._all(trading[collection], ACTIVE, ages) for name, collection in STACKS.items()},
+            locks=self._all(trading["locks"], {"lock": "ON"}, {"instrument_code": 1}),
+            new_orders=list(history.read(trading["_BROKER_HISTORIC_ORDERS"])),
         )
 
     @staticmethod
