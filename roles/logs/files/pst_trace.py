@@ -375,36 +375,43 @@ def deliver(spans: Sequence[Span], target: str) -> None:
             raise ExportError(f"{target}: {error}") from error
 
 
-def export_new(folder: Path, places: Path, target: str) -> int:
+def export_new(folder: Path, places: Path, target: str) -> None:
     """Send the spans of the lines that were added since the last time; the first time only those to come.
 
-    The files are the queue: where the endpoint does not answer, the same lines are read again the next time, until
-    they are compressed. Returns how many were sent.
+    The files are the queue: where the endpoint does not answer, the next time goes on with what it has not taken, until
+    the hour is compressed.
     """
-    files = {str(path): path for path in sorted(folder.glob("*/*/*.jsonl"))}
+    files = sorted(folder.glob("*/*/*.jsonl"))
     if not places.exists():
-        known = {name: path.stat().st_size for name, path in files.items()}
-        save(places, known)
-        return 0
-    known = json.loads(places.read_text())
-    spans, reached = list[Span](), dict[str, int]()
-    for name, path in files.items():
-        reached[name], lines = whole_lines(path, known.get(name, 0))
-        for line in lines:
+        save(places, {str(path): path.stat().st_size for path in files})
+        return
+    before = json.loads(places.read_text())
+    known = {str(path): before.get(str(path), 0) for path in files}
+    for path in files:
+        for place, spans in new_spans(path, known[str(path)]):
+            if spans:
+                deliver(spans, target)
+            known[str(path)] = place
+            save(places, known)
+
+
+def new_spans(path: Path, place: int) -> Iterator[tuple[int, list[Span]]]:
+    """The spans of the whole lines from `place` on, and the place after them: some at a time, whatever waits there."""
+    spans = list[Span]()
+    with path.open("rb") as file:
+        # A file that is shorter than it was has been begun anew.
+        place = place if place <= path.stat().st_size else 0
+        file.seek(place)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            place += len(line)
             record = pst_logs.parsed(line) if MARK in line else None
             spans += spans_of(record) if record else ()
-    deliver(spans, target)
-    save(places, reached)
-    return len(spans)
-
-
-def whole_lines(path: Path, place: int) -> tuple[int, list[bytes]]:
-    """The place after the last whole line, and the lines from `place` on. A file that was begun anew is read anew."""
-    with path.open("rb") as file:
-        file.seek(place if place <= path.stat().st_size else 0)
-        begin, text = file.tell(), file.read()
-    whole, newline, _ = text.rpartition(b"\n")
-    return begin + len(whole) + len(newline), whole.split(b"\n") if newline else []
+            if len(spans) >= BATCH:
+                yield place, spans
+                spans = []
+    yield place, spans
 
 
 def save(places: Path, known: Mapping[str, int]) -> None:
