@@ -386,15 +386,12 @@ def test_an_orders_life_is_one_trace(world: World, capfd: pytest.CaptureFixture[
     handler.safe_stack_removal()
     said = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     spans = [span for data in said for span in pst_trace.spans_of({"host": "app1", "data": data, "message": ""})]
-    assert [one.branch + one.span.name for one in pst_trace.tree(spans)] == [
-        "order 1",
-        "├─ generate",
-        "├─ choose a contract",
-        "├─ send",
-        "└─ fill",
-    ]
+    whole, *parts = [one.span for one in pst_trace.tree(spans)]
+    assert whole.name == "order 1"
+    # MongoDB keeps milliseconds, so those of one may be in another order.
+    assert sorted(span.name for span in parts) == ["choose a contract", "fill", "generate", "send"]
+    assert {span.parent for span in parts} == {whole.span_id}
     assert [span.trace_id for span in spans] == [pst_trace.digest("order", "1")[:32]] * 5
-    [whole] = [span for span in spans if not span.parent]
     assert whole.about["filled"] == whole.about["wanted"] != 0
 
 
