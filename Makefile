@@ -6,7 +6,7 @@ LAB_DR := inventories/lab_dr
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-observe drill-restore bench docs lock clean
+.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs trace support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-observe drill-restore bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ status: venv ## every service of the lab on one screen; exit status 0 when all a
 logs: export LOG_SEARCH = $(ARGS)
 logs: venv ## search the logs of the lab's hosts and playbooks: make logs ARGS="--since 2h --order 4711"
 	@ANSIBLE_STDOUT_CALLBACK=pst.platform.plain $(PLAY) playbooks/logs.yml
+
+trace: export TRACE_SEARCH = $(ARGS)
+trace: venv ## what followed from a request, an order or a run, as a tree with durations: make trace ARGS="4711"
+	@ANSIBLE_STDOUT_CALLBACK=pst.platform.plain $(PLAY) playbooks/trace.yml
 
 support-bundle: venv ## one file for somebody who helps: state, logs and configuration of the lab, without secrets
 	@$(PLAY) playbooks/support-bundle.yml

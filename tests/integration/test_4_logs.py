@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import ssl
 import subprocess
 import tarfile
 import time
+import urllib.request
 import uuid
 from typing import Any
 
@@ -50,6 +52,47 @@ def test_a_request_and_an_order_are_found() -> None:
     orders = [r for r in search("--process", "run_stack_handler", "--since", "30m") if "order" in r]
     if orders:  # it may have sent none yet
         assert orders[-1] in search("--order", str(orders[-1]["order"]), "--since", "30m")
+
+
+def traced(*arguments: str) -> str:
+    return lab.ssh(SERVER, f"pst-trace {shlex.join(arguments)}", check=False)
+
+
+def test_a_request_is_one_trace_from_the_balancer_to_the_dashboard() -> None:
+    """The client's trace goes on; the user prints it from the control node."""
+    trace, span = uuid.uuid4().hex, uuid.uuid4().hex[:16]
+    context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
+    headers = {"Host": f"trading.{lab.DOMAIN}", "traceparent": f"00-{trace}-{span}-01"}
+    request = urllib.request.Request(f"https://{lab.VIP}/strategy", headers=headers)
+    with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        request_id = answer.headers["X-Request-Id"]
+    lab.eventually("all spans", lambda: traced(trace).count("GET /strategy") == 3, SECONDS)
+    run = lab.succeed(lab.playbook("trace", "-e", f"trace_search={request_id}"))
+    lines = [line for line in run.output.splitlines() if "GET /strategy" in line]
+    names = ["balancer: GET /strategy", "└─ GET /strategy", "   └─ dashboard: GET /strategy"]
+    assert all(f"{name}  " in line for name, line in zip(names, lines, strict=True)), run.output
+    assert f"part of {span}, which is not in the logs" in lines[0]
+
+
+def test_an_order_is_one_trace_from_its_generation_to_its_fill() -> None:
+    done = search("--process", "run_stack_handler", "--since", "1h", "order", "filled")
+    wholes = [
+        record for record in done if record.get("data", {}).get("filled") and "parent_span_id" not in record["data"]
+    ]
+    if not wholes:
+        return  # nothing may have been traded yet
+    text = traced(wholes[-1]["order"])
+    for part in ("generate", "choose a contract", "send", "gate: placeOrder", "fill"):
+        assert f"─ {part} " in text, text
+
+
+def test_a_playbook_is_one_trace() -> None:
+    assert "waits in" not in lab.playbook("status").output
+    ended = [r for r in search("--process", "ansible", "--since", "5m", "status.yml") if "span" in r.get("data", {})]
+    text = traced(ended[-1]["data"]["run"])
+    assert text.splitlines()[1].startswith("status.yml "), text
+    assert "─ play: " in text
+    assert all(f"─ {host} " in text for host in lab.HOSTS), text
 
 
 def test_a_playbook_that_ran_is_found() -> None:

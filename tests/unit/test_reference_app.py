@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mongomock
+import pst_trace
 import pytest
 import yaml
 from ib_async import IB
@@ -376,6 +377,22 @@ def test_orders_become_fills_positions_and_history(world: World) -> None:
     held = sum(order["fill"][0] for order in broker_stack().history.find() if instrument in order["key"])
     assert ParquetAccess().read("contract_positions", f"{instrument}#{expiry}")[-1]["position"] == held
     handler.safe_stack_removal()
+
+
+def test_an_orders_life_is_one_trace(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs.put_instrument_orders(["momentum"], at_most=1)
+    handler = world.handler()
+    world.rounds(handler)
+    handler.safe_stack_removal()
+    said = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    spans = [span for data in said for span in pst_trace.spans_of({"host": "app1", "data": data, "message": ""})]
+    whole, *parts = [one.span for one in pst_trace.tree(spans)]
+    assert whole.name == "order 1"
+    # MongoDB keeps milliseconds, so those of one may be in another order.
+    assert sorted(span.name for span in parts) == ["choose a contract", "fill", "generate", "send"]
+    assert {span.parent for span in parts} == {whole.span_id}
+    assert [span.trace_id for span in spans] == [pst_trace.digest("order", "1")[:32]] * 5
+    assert whole.about["filled"] == whole.about["wanted"] != 0
 
 
 def test_power_may_go_before_any_write(world: World, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:

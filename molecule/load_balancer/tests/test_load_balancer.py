@@ -206,6 +206,15 @@ def test_application_sees_the_client_not_what_it_claims() -> None:
     assert seen["x-request-id"] == headers["x-request-id"] != "mine"
 
 
+def test_a_trace_goes_on_unchanged() -> None:
+    """W3C's header, and the one of the vendors, reach the application as they were sent."""
+    sent = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "vendor=1"}
+    status, _, body = call(headers=sent)
+    seen = {key.lower(): value for key, value in json.loads(body)["headers"].items()}
+    assert status == 200
+    assert sent.items() <= seen.items()
+
+
 def test_old_tls_is_refused() -> None:
     context = ssl.create_default_context(cafile=CA)
     context.set_ciphers("ALL:@SECLEVEL=0")

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -97,6 +98,29 @@ def test_a_unit_gives_colour_release_process_and_level(host: Host, client: str) 
     record = next(record for record in eventually(host, *search_for, wanted=2) if record["pid"] != 1)
     wanted = {"unit": "pst-run@run_stack_handler.service", "colour": "green", "release": "1.80-abc", "level": "error"}
     assert (wanted | {"order": "815"}).items() <= record.items()
+
+
+@client
+def test_a_span_is_found_as_it_was_written(host: Host, client: str) -> None:
+    """Through rsyslog's own JSON: ids, times, fractions and nested values."""
+    trace = f"{time.monotonic_ns():032x}"
+    said = {
+        "level": "info",
+        "message": "traced",
+        "trace_id": trace,
+        "span_id": "00f067aa0ba902b7",
+        "span": "GET /api/v1/status",
+        "start": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "seconds": 0.012345,
+        "request_id": f"request-{trace}",
+    }
+    say(host, client, json.dumps(said), "--tag", "spans")
+    (record,) = eventually(host, "--host", client, "--process", "spans", trace)
+    assert {key: value for key, value in said.items() if key not in ("level", "message")} == record["data"]
+    printed = host.check_output(f"pst-trace request-{trace}")
+    assert re.search(rf"GET /api/v1/status +{client} spans +\+0\.000 +0\.012 s$", printed), printed
+    [resource] = json.loads(host.check_output(f"pst-trace {trace} --otlp -"))["resourceSpans"]
+    assert [span["traceId"] for span in resource["scopeSpans"][0]["spans"]] == [trace]
 
 
 SECRETS = [

@@ -22,6 +22,7 @@ from sysdata.mongodb.mongo_connection import Document, keyed_collection
 from sysdata.parquet.parquet_access import ParquetAccess
 from sysexecution.order_stack import broker_stack, contract_stack, instrument_stack
 from syslogging.logger import get_logger
+from syslogging.tracing import span
 
 EPOCH_VARIABLE = "PST_LEASE_EPOCH"
 BREAK_TOLERANCE = 1e-6
@@ -117,12 +118,14 @@ class StackHandler:
         for order in self._instruments.active():
             if self._contracts.child_of(order["order_id"]):
                 continue
+            start = datetime.now()
             strategy, instrument = order["key"].split(" ")
             expiry = self._find_contract(instrument).lastTradeDateOrContractMonth
             number, key = self._contracts.next_id(), f"{strategy}/{instrument}/{expiry}"
             algorithm = {"algo_to_use": "market", "reference_of_controlling_algo": None}
             self._contracts.put(number, key, order["trade"][0], parent=order["order_id"], **algorithm)
             self._instruments.update(order["order_id"], children=[number])
+            span(order["order_id"], "choose a contract", start, contract=key)
 
     def create_broker_orders_from_contract_orders(self) -> None:
         """Send what has not been sent. The intent is written first."""
@@ -133,6 +136,7 @@ class StackHandler:
                 self._send(order)
 
     def _send(self, contract_order: Document) -> None:
+        start = datetime.now()
         instrument = contract_order["key"].split("/")[1]
         contract, trade = self._find_contract(instrument), contract_order["trade"][0]
         number, api_id = self._brokers.next_id(), self._ib.client.getReqId()
@@ -156,6 +160,7 @@ class StackHandler:
         order.account = intent["broker_account"]
         self._trades[number] = self._ib.placeOrder(contract, order)
         self._log.info("sent %s %+g %s", reference, trade, contract_order["key"])
+        span(contract_order["parent"], "send", start, reference=reference)
 
     @staticmethod
     def _reference(order: Document) -> str:
@@ -189,6 +194,7 @@ class StackHandler:
         self._brokers.update(order["order_id"], **fields)
         self._contracts.update(order["parent"], **fields)
         self._instruments.update(order["instrument_order_id"], **fields)
+        span(order["instrument_order_id"], "fill", order["submit_datetime"], filled=filled, price=price)
         self._write_positions()
 
     def _write_positions(self) -> None:
@@ -221,7 +227,16 @@ class StackHandler:
             for order in stack.find(active=False):
                 if order["parent"] not in waiting:
                     stack.archive(order)
+                    if stack is self._instruments:
+                        self._say_whole(order)
             waiting = {order["order_id"] for order in stack.active()}
+
+    @staticmethod
+    def _say_whole(order: Document) -> None:
+        """The span of an order's life, which is over."""
+        number, (wanted,), (filled,) = order["order_id"], order["trade"], order["fill"]
+        made = order["generated_datetime"]
+        span(number, f"order {number}", made, whole=True, key=order["key"], wanted=wanted, filled=filled)
 
     def check_external_position_break(self) -> None:
         """Lock an instrument whose position differs between the broker and our fills, unless an order is under way.

@@ -16,6 +16,7 @@ from sysdata.config.production_config import get_production_config, resolve_path
 from sysdata.parquet.parquet_access import ParquetAccess
 from sysexecution.order_stack import instrument_stack
 from syslogging.logger import get_logger
+from syslogging.tracing import span
 
 LOG = get_logger("jobs")
 ECHO_DAYS = 30
@@ -101,9 +102,11 @@ def put_instrument_orders(strategies: Iterable[str], at_most: int | None = None)
     new = [key for key in keys if key not in waiting]
     random.shuffle(new)
     for key in new[:at_most]:
+        start = datetime.now()
         number, trade = stack.next_id(), float(random.choice([-1, 1]) * random.randint(1, MAX_TRADE))
         stack.put(number, key, trade, reference_price=None)
         LOG.info("instrument order %d: %+g %s", number, trade, key)
+        span(number, "generate", start, key=key, trade=trade)
 
 
 def strategy_order_generator() -> Methods:

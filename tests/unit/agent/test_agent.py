@@ -28,6 +28,7 @@ from pst_agent.mongo import MongoError
 from pst_agent.readiness import Readiness
 from pst_agent.server import reload_certificate, tls_context
 from pst_agent.state import StateError
+from pst_agent.tracing import Tracer
 from pst_agent.traffic import Traffic
 from pst_agent.web import Agent, Release
 
@@ -43,6 +44,7 @@ SETTINGS: dict[str, Any] = {
     "trading": {"settings": "/etc/pst/trading/trading.json", "state": "/run/pst/trading", "private": "/etc/pst/blue"},
     "readiness": {"interval_s": 0.5, "timeout_s": 1, "grace_s": 10},
     "drain": {"flag": "/run/pst/blue/drain", "quiet_s": 2, "limit_s": 30},
+    "tracing": {"share": 0.1},
 }
 TOKEN = "0123456789abcdef"
 
@@ -274,7 +276,7 @@ class Posts:
         return {"posts": len(self.keys), "distinct": len(set(self.keys)), "duplicates": [], "asked": run}
 
 
-def agent(flag: Path, state: State | None = None, ledger: Posts | None = None) -> Agent:
+def agent(flag: Path, state: State | None = None, ledger: Posts | None = None, share: float = 0) -> Agent:
     async def probe() -> None: ...
 
     judged = Readiness({"mongodb": probe, "redis": probe}, interval_s=0.5, timeout_s=1, grace_s=10)
@@ -287,6 +289,7 @@ def agent(flag: Path, state: State | None = None, ledger: Posts | None = None) -
         settings_hash="5" * 32,
         token=TOKEN,
         traffic=Traffic(flag, 2),
+        tracer=Tracer(share),
         readiness=judged,
         state=state or State(),  # type: ignore[arg-type]
         ledger=ledger or Posts(),  # type: ignore[arg-type]

@@ -30,15 +30,19 @@ class App:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.traces: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         self.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        self.traces.append(environ.get("HTTP_TRACEPARENT", ""))
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"the release's own"]
 
 
-def ask(app: App, path: str, method: str = "GET", read: Any = lambda: DOCUMENTS) -> tuple[str, dict[str, str], bytes]:
-    environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path}
+def ask(
+    app: App, path: str, method: str = "GET", read: Any = lambda: DOCUMENTS, **headers: str
+) -> tuple[str, dict[str, str], bytes]:
+    environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, **headers}
     setup_testing_defaults(environ)
     started: list[Any] = []
     body = b"".join(pst_dashboard.Dashboard(app, "1.2.3", read)(environ, lambda *given: started.append(given)))

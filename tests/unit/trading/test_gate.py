@@ -34,9 +34,10 @@ def held(
     return Lease(epoch, renewals, host, "blue" if host else "", remaining, TTL, revoked)
 
 
-def order(order_id: int, symbol: str = "IBM") -> bytes:
+def order(order_id: int, symbol: str = "IBM", reference: str = "") -> bytes:
     contract = ("0", symbol, "STK", "", "0.0", "", "", "SMART", "", "USD", "", "", "", "")
-    return ibapi.frame(3, order_id, *contract, "BUY", 1, "MKT", "", "", "DAY", "", "", "", 0, f"pst:7:{order_id}")
+    marked = reference or f"pst:7:{order_id}"
+    return ibapi.frame(3, order_id, *contract, "BUY", 1, "MKT", "", "", "DAY", "", "", "", 0, marked)
 
 
 class Leases:
@@ -720,6 +721,27 @@ def test_an_order_log_that_cannot_be_written_stops_no_order(play, caplog):
         world.log.rmdir()
 
     play(scenario)
+
+
+def test_what_an_order_meets_at_the_gate_is_in_its_trace(play, capsys):
+    async def scenario(world):
+        client = await world.client(APP1)
+        await client.send(ibapi.start_api(105) + order(3, reference="pst:7:3:12") + order(4, reference="mine"))
+        await client.send(ibapi.cancel_order(176, 3))
+        assert await client.alive()
+        stranger = await world.client(APP2)
+        await stranger.send(order(9, reference="pst:6:9:13"))
+        assert (await stranger.receive())[0] == "4"
+
+    play(scenario)
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(line["order_id"], line["span"], line["sender"]) for line in said] == [
+        ("12", "gate: placeOrder", "app1"),
+        ("105/4", "gate: placeOrder", "app1"),
+        ("12", "gate: cancelOrder", "app1"),
+        ("13", "gate: placeOrder", "app2"),
+    ]
+    assert ["error" in line for line in said] == [False, False, False, True]
 
 
 # The view -------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import ibapi
+from . import ibapi, tracing
 from .gate_settings import PATH, GateSettings, load
 from .settings import BAD_CONFIGURATION, SettingsError
 from .streams import Endpoint, keep_alive, on_stop, tell_systemd
@@ -70,6 +70,7 @@ class Connection:
     ended: bool = False  # the client is gone, what it sent may not be
     over: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: set[int] = field(default_factory=set)  # numbers of the orders that have passed
+    _named: dict[int, str] = field(default_factory=dict)  # orders by their numbers, for what cancels them
     _gateway: asyncio.StreamWriter | None = None
     _requests: asyncio.Task[None] | None = None
     _sending: asyncio.Lock = field(default_factory=asyncio.Lock)  # towards the client, one frame at a time
@@ -124,9 +125,11 @@ class Connection:
             while True:
                 body = await read_body(requests)
                 order = ibapi.order_message(body)
+                watch = tracing.Stopwatch()
                 if order is not None and (objection := await self._judge(order)):
                     # Clients of the API take an error for an order's number for the end of that order. Where it may be
                     # at the broker they have to lose the connection instead: the recovery asks what is open there.
+                    self._trace(order, watch, objection)
                     if order.request_id in self._sent or order.cancels_one:
                         self.cut(objection)
                         return
@@ -136,6 +139,8 @@ class Connection:
                     self.client_id = ibapi.client_id_of(body)
                     LOG.info("%s connected", self)
                 gateway.write(ibapi.raw_frame(body))  # nothing is awaited between the verdict and this
+                if order is not None:
+                    self._trace(order, watch)
                 await gateway.drain()
         except (asyncio.IncompleteReadError, OSError):
             self._end()
@@ -172,6 +177,14 @@ class Connection:
                 "reason": objection,
             }
         )
+
+    def _trace(self, order: ibapi.OrderMessage, watch: tracing.Stopwatch, objection: str = "") -> None:
+        named = tracing.order_of(order.reference, self.client_id, order.request_id)
+        if order.reference:
+            self._named[order.request_id] = named
+        more = {"sender": self.host, "client": self.client_id, "epoch": self.gate.epoch}
+        refused = {"error": objection} if objection else {}
+        tracing.say(self._named.get(order.request_id, named), f"gate: {order.name}", watch, **more, **refused)
 
     async def _refuse(self, order: ibapi.OrderMessage, objection: str) -> None:
         LOG.warning("%s: %s of %d refused: %s", self, order.name, order.request_id, objection)

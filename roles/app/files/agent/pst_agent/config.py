@@ -114,6 +114,13 @@ class Drain:
 
 
 @dataclass(frozen=True)
+class Tracing:
+    """`share`: of the requests whose sender does not say whether they are traced."""
+
+    share: Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True)
 class Config:
     instance: Instance
     listen: Listen
@@ -126,6 +133,7 @@ class Config:
     trading: Trading
     readiness: Readiness
     drain: Drain
+    tracing: Tracing
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,6 +22,7 @@ from pst_agent.proxy import Dashboard, Limits
 from pst_agent.readiness import Probe, Readiness
 from pst_agent.state import State
 from pst_agent.stores import GatewayProbe, MongoProbe, RedisProbe
+from pst_agent.tracing import Tracer
 from pst_agent.traffic import Traffic
 from pst_agent.web import Agent, Release
 
@@ -141,6 +142,7 @@ async def run(config: Config, config_sha256: str, settings_hash: str, secrets: S
         settings_hash=settings_hash,
         token=secrets.agent_token,
         traffic=traffic,
+        tracer=Tracer(config.tracing.share),
         readiness=readiness,
         state=State(mongo, config.mongodb.database, config.trading, Path(config.release.path, "venv/bin/python")),
         ledger=Ledger(ledger_mongo, config.mongodb.database, config.instance),

@@ -22,6 +22,7 @@ from pst_agent.mongo import MongoError
 from pst_agent.proxy import Dashboard, Message, ProxyError, Receive, Send, TooLargeError
 from pst_agent.readiness import Readiness
 from pst_agent.state import State, StateError
+from pst_agent.tracing import Tracer
 from pst_agent.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Agent:
     settings_hash: str
     token: str
     traffic: Traffic
+    tracer: Tracer
     readiness: Readiness
     state: State
     ledger: Ledger
@@ -114,6 +116,9 @@ class Agent:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given or uuid.uuid4().hex.encode()
+        span = self.tracer.begin(scope["headers"])
+        if span:
+            scope["headers"] = span.onward(scope["headers"])
         code, started = 0, time.perf_counter()
 
         async def noted(message: Message) -> None:
@@ -131,6 +136,7 @@ class Agent:
                 self._requests.observe(scope["method"], code, seconds)
                 entry = {"method": scope["method"], "path": scope["path"], "code": code}
                 entry |= {"seconds": round(seconds, 4), "request_id": request_id.decode("latin-1")}
+                entry |= span.fields(f"{scope['method']} {scope['path']}", code) if span else {}
                 log.info("request", extra=entry)
 
     async def _route(self, scope: Message, receive: Receive, send: Send, request_id: bytes) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ansible import context
 from ansible.plugins.callback import CallbackBase
 
+from ansible_collections.pst.platform.plugins.module_utils import trace
 from ansible_collections.pst.platform.plugins.module_utils.relp import Server
 from ansible_collections.pst.platform.plugins.module_utils.run_log import RunLog, Tally, Target, deliver
 
@@ -22,6 +23,8 @@ short_description: Sends the log of a run to the site's log servers
 description:
   - Notes plays, tasks with what became of them on how many hosts, and every change and failure with its host and
     message. Arguments of tasks and values of extra variables are not noted.
+  - The lines at the end of a task, of a play and of the run are spans of one trace, which is that of C(TRACEPARENT) in
+    the environment where it is set (docs/tracing.md).
   - At the end it is sent as the hosts send theirs, with the certificate C(control) of the site. Where no server takes
     it, it waits in C(run-logs) of C(site_state_dir) for the next run.
   - A site's variables switch it off (C(logs_playbooks=false)).
@@ -40,6 +43,9 @@ class CallbackModule(CallbackBase):
         self.playbook = ""
         self.logs: list[RunLog] | None = None
         self.tally: Tally | None = None
+        self.trace: trace.Part | None = None
+        self.play: trace.Part | None = None
+        self.journal = ""
 
     # --- What Ansible tells
 
@@ -49,40 +55,53 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         if self.logs is None:
             self._begin(play)
-        self._flush()
-        self._add("info", f"play: {play.get_name().strip()}", play=play.get_name().strip())
+        self._end_play()
+        name = play.get_name().strip()
+        self._add("info", f"play: {name}", play=name)
+        self.play = self.trace.part(f"play: {name}") if self.trace else None
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:  # noqa: ARG002
         self._flush()
-        self.tally = Tally(task.get_name().strip())
+        name = task.get_name().strip()
+        self.tally = Tally(name, self.play.part(name)) if self.play else None
+
+    def v2_playbook_on_handler_task_start(self, task: Any) -> None:
+        self.v2_playbook_on_task_start(task, is_conditional=False)
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:  # noqa: ARG002
+        if self.tally:
+            self.tally.span.begin(host.get_name())
 
     def v2_runner_on_ok(self, result: Any) -> None:
         changed = bool(result.result.get("changed"))
-        self._count("changed" if changed else "ok")
+        self._count("changed" if changed else "ok", result)
+        if result.task.action == "pst.platform.run_journal":
+            self.journal = result.result.get("run") or self.journal
         if changed:
             self._about(result, "notice", "changed")
 
-    def v2_runner_on_skipped(self, result: Any) -> None:  # noqa: ARG002
-        self._count("skipped")
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        self._count("skipped", result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        self._count("failed")
+        self._count("failed", result)
         self._about(result, "warning" if ignore_errors else "error", "failed")
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        self._count("unreachable")
+        self._count("unreachable", result)
         self._about(result, "error", "unreachable")
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        self._flush()
-        if not self.logs:
+        self._end_play()
+        if not self.logs or not self.trace:
             return
         hosts = {host: stats.summarize(host) for host in sorted(stats.processed)}
         bad = sorted(host for host, seen in hosts.items() if seen["failures"] or seen["unreachable"])
         changed = sum(seen["changed"] for seen in hosts.values())
         ended = f"failed on {', '.join(bad)}" if bad else "ended well"
         level = "error" if bad else "notice"
-        self._add(level, f"{self.playbook} {ended}; {changed} changes on {len(hosts)} hosts", hosts=hosts)
+        span = self.trace.fields(ended if bad else "") | ({"journal": self.journal} if self.journal else {})
+        self._add(level, f"{self.playbook} {ended}; {changed} changes on {len(hosts)} hosts", hosts=hosts, **span)
         for log in self.logs:
             log.close()
             if problem := deliver(log.target, log.path):
@@ -97,21 +116,28 @@ class CallbackModule(CallbackBase):
         }
         facts = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
         self.logs = [RunLog(target, self.playbook, os.uname().nodename) for target in targets(play)]
+        self.trace = trace.begin(self.logs[0].run, self.playbook) if self.logs else None
         self._add("notice", f"{self.playbook} begins, run by {getpass.getuser()}", by=getpass.getuser(), **facts)
 
     def _add(self, level: str, message: str, host: str = "", **data: Any) -> None:
         for log in self.logs or ():
             log.add(level, message, host, **data)
 
-    def _count(self, what: str) -> None:
+    def _count(self, what: str, result: Any) -> None:
         if self.tally:
-            self.tally.count(what)
+            self.tally.count(what, result.host.get_name())
 
     def _flush(self) -> None:
         if self.tally and self.logs:
             data = self.tally.data()
             self._add("info", f"task: {self.tally.name}", **data)
         self.tally = None
+
+    def _end_play(self) -> None:
+        self._flush()
+        if self.play:
+            self._add("info", f"end of {self.play.name}", **self.play.fields())
+        self.play = None
 
     def _about(self, result: Any, level: str, what: str) -> None:
         task = self.tally.name if self.tally else ""

@@ -37,6 +37,7 @@ READS_ONLY = {
     "preflight",
     "journal",
     "logs",
+    "trace",
     "support-bundle",
     "lab-down",
     "lab-dr-down",

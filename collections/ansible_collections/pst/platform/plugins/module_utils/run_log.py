@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 
 from ansible_collections.pst.platform.plugins.module_utils.redact import redact
 from ansible_collections.pst.platform.plugins.module_utils.relp import RelpError, Server, send
+from ansible_collections.pst.platform.plugins.module_utils.trace import Part
 
 LONGEST = 8000  # of a message: rsyslog takes 64 kB
 MOST_FILES, MOST_BYTES = 200, 50_000_000
@@ -136,13 +136,16 @@ def prune(folder: Path, files: int = MOST_FILES, size: int = MOST_BYTES) -> None
 class Tally:
     """What became of one task on its hosts."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, span: Part) -> None:
         self.name = name
-        self.started = time.monotonic()
+        self.span = span
         self.counts: dict[str, int] = {}
 
-    def count(self, what: str) -> None:
+    def count(self, what: str, host: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
+        if what != "skipped":
+            self.span.end(host, what)
 
     def data(self) -> dict[str, Any]:
-        return {"task": self.name, **self.counts, "seconds": round(time.monotonic() - self.started, 2)}
+        error = next((what for what in ("failed", "unreachable") if what in self.counts), "")
+        return {"task": self.name, **self.counts, **self.span.fields(error)}

@@ -32,4 +32,5 @@ def joined(columns: Sequence[str], key: str, rows: Iterable[Mapping[str, Any]]) 
 
 
 def one_line(value: Any) -> str:
-    return " ".join(str("" if value is None else value).split())
+    text = str("" if value is None else value)
+    return text if text.isprintable() else " ".join(text.split())  # a line that is one keeps its spaces
