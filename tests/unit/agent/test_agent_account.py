@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pst_agent.account import EVERY_S, OLDEST_S, Account, runs_here
+from conftest import ROOT
+from pst_agent.account import EVERY_S, OLDEST_S, Account, failed, render, runs_here
 from pst_agent.state import StateError, ask_python
 
 FOUND: dict[str, Any] = {
@@ -79,6 +81,14 @@ def test_a_scrape_starts_the_read_and_the_next_one_tells_it(settings: Path) -> N
         assert "# TYPE pysystemtrade_position_pnl_total gauge" in told
 
     scenario(settings, Reader(FOUND), steps)
+
+
+def test_every_series_has_its_definition() -> None:
+    told = render(FOUND, 0.0) + failed("x")
+    names = set(re.findall(r"(?m)^# TYPE (\S+)", told))
+    text = (ROOT / "docs/account-figures.md").read_text()
+    assert len(names) == 9
+    assert [name for name in sorted(names) if f"| `{name}" not in text] == []
 
 
 def test_it_is_read_once_in_its_time_however_often_it_is_asked_for(settings: Path) -> None:
