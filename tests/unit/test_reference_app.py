@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reference_app"))
 from dashboard import notes
 from dashboard.app import app
 from migrations import contract, expand
+from pst_agent import account_reader
 from sysbrokers.IB.ib_connection import clear_all_client_ids
 from syscontrol.run_process import Timer, processToRun
 from sysdata.config import control_config, production_config
@@ -393,6 +395,27 @@ def test_an_orders_life_is_one_trace(world: World, capfd: pytest.CaptureFixture[
     assert {span.parent for span in parts} == {whole.span_id}
     assert [span.trace_id for span in spans] == [pst_trace.digest("order", "1")[:32]] * 5
     assert whole.about["filled"] == whole.about["wanted"] != 0
+
+
+def test_the_agent_reads_what_the_account_has_earned(world: World, private: Path) -> None:
+    """The figures of the reader, from files and orders that it has not made itself; no fill is lost on the way."""
+    handler = world.handler()
+    for _ in range(4):
+        jobs.put_instrument_orders(["momentum", "carry"])
+        world.rounds(handler)
+    orders, cash = list(broker_stack().history.find()), dict[str, float]()
+    table = account_reader.instruments(Path(__file__).parents[1] / "reference_app")
+    for order in orders:
+        _, name, expiry = order["key"].split("/")
+        ParquetAccess().append("futures_contract_prices", f"{name}#{expiry}", {"FINAL": 1000.0})
+        earned = order["fill"][0] * (1000.0 - order["filled_price"]) * table[name].point_size
+        cash[name] = cash.get(name, 0.0) + earned
+    account = account_reader.Account(account_reader.Store(private / "store", time.time()), table, "USD")
+    database = mongo_connection.get_database()
+    account.load(account_reader.fills(*(database[name] for name in account_reader.ORDERS)))
+    pnl = account.figures()["pnl"]
+    assert len(pnl) == 4
+    assert {name: values["total"] for name, values in pnl.items()} == pytest.approx(cash)
 
 
 def test_power_may_go_before_any_write(world: World, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:

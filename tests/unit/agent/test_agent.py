@@ -276,6 +276,13 @@ class Posts:
         return {"posts": len(self.keys), "distinct": len(set(self.keys)), "duplicates": [], "asked": run}
 
 
+class Account:
+    """Says whose figures it was asked for."""
+
+    def tell(self, *, mine: bool) -> str:
+        return f"pst_account_asked {float(mine)}\n"
+
+
 def agent(flag: Path, state: State | None = None, ledger: Posts | None = None, share: float = 0) -> Agent:
     async def probe() -> None: ...
 
@@ -293,6 +300,7 @@ def agent(flag: Path, state: State | None = None, ledger: Posts | None = None, s
         readiness=judged,
         state=state or State(),  # type: ignore[arg-type]
         ledger=ledger or Posts(),  # type: ignore[arg-type]
+        account=Account(),  # type: ignore[arg-type]
         dashboard=None,
     )
 
@@ -522,13 +530,32 @@ def test_metrics_tell_the_state_of_trading(flag: Path) -> None:
     assert found['pst_orders_active{stack="instrument"}'] == 1
 
 
+@pytest.mark.parametrize(
+    ("holder", "held", "mine"),
+    [
+        ({"host": "app1", "colour": "blue"}, True, True),
+        ({"host": "app1", "colour": "green"}, True, False),
+        ({"host": "app2", "colour": "blue"}, True, False),
+        ({"host": "app2", "colour": "blue"}, False, True),  # it expired
+        (None, False, True),
+    ],
+)
+def test_the_account_is_told_by_the_holder_or_by_all_while_there_is_none(
+    flag: Path, monkeypatch: pytest.MonkeyPatch, holder: dict[str, str] | None, held: bool, mine: bool
+) -> None:
+    lease = {"placement": "trading", "held": held, "epoch": 7, "holder": holder}
+    monkeypatch.setattr(State, "LEASES", [State.LEASES[0], lease])
+    [got] = exchange(agent(flag), ("GET", "/metrics"))
+    assert samples(got.text)["pst_account_asked"] == mine
+
+
 def test_metrics_are_told_without_the_database(flag: Path) -> None:
     [got] = exchange(agent(flag, State(MongoError("away"))), ("GET", "/metrics"))
     found = samples(got.text)
     assert got.status_code == 200
     assert found["pst_state_up"] == 0
     assert found["pst_quiet_seconds"] == 0
-    assert not any(name.startswith("pst_lease") for name in found)
+    assert not any(name.startswith(("pst_lease", "pst_account")) for name in found)
 
 
 def test_a_log_line_is_one_json_object() -> None:

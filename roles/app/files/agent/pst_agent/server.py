@@ -11,16 +11,18 @@ import signal
 import socket
 import ssl
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
+from pst_agent.account import LIMIT_S, READER, Account
 from pst_agent.config import Config, Secrets, Tls
 from pst_agent.ledger import Ledger
 from pst_agent.mongo import Login, Mongo
 from pst_agent.proxy import Dashboard, Limits
 from pst_agent.readiness import Probe, Readiness
-from pst_agent.state import State
+from pst_agent.state import State, ask_python
 from pst_agent.stores import GatewayProbe, MongoProbe, RedisProbe
 from pst_agent.tracing import Tracer
 from pst_agent.traffic import Traffic
@@ -127,6 +129,9 @@ async def run(config: Config, config_sha256: str, settings_hash: str, secrets: S
         limits = Limits(config.dashboard.body_limit_kb * 1024, config.dashboard.timeout_s)
         dashboard = Dashboard(config.dashboard.port, limits)
         probes["dashboard"] = dashboard_probe(dashboard, release)
+    python = Path(config.release.path, "venv/bin/python")
+    source = Path(config.release.path, "source")
+    read_account = partial(ask_python, "account", LIMIT_S, python, READER, Path(config.trading.private), source)
     traffic = Traffic(Path(config.drain.flag), config.drain.quiet_s)
     readiness = Readiness(
         probes,
@@ -144,8 +149,9 @@ async def run(config: Config, config_sha256: str, settings_hash: str, secrets: S
         traffic=traffic,
         tracer=Tracer(config.tracing.share),
         readiness=readiness,
-        state=State(mongo, config.mongodb.database, config.trading, Path(config.release.path, "venv/bin/python")),
+        state=State(mongo, config.mongodb.database, config.trading, python),
         ledger=Ledger(ledger_mongo, config.mongodb.database, config.instance),
+        account=Account(Path(config.trading.settings), read_account),
         dashboard=dashboard,
     )
     context = tls_context(config.tls)

@@ -147,28 +147,32 @@ class State:
         }
 
     async def _positions(self) -> Document:
-        """Ask the slot's own Python, which reads Parquet: a process for a second instead of 100 MiB for ever."""
-        command = (str(self._python), "-I", str(POSITIONS_READER), str(self._private))
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        except OSError as error:
-            raise StateError(f"positions: {error}") from error
-        try:
-            async with asyncio.timeout(POSITIONS_TIMEOUT_S):
-                out, err = await process.communicate()
-        except TimeoutError as error:
-            raise StateError(f"positions: the reader did not answer within {POSITIONS_TIMEOUT_S} s") from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            reason = err.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
-            raise StateError(f"positions: {reason[0][:300]}")
-        answer: Document = json.loads(out)
-        return answer
+        return await ask_python("positions", POSITIONS_TIMEOUT_S, self._python, POSITIONS_READER, self._private)
+
+
+async def ask_python(what: str, limit_s: float, python: Path, reader: Path, *arguments: Path) -> Document:
+    """Ask the slot's own Python, which reads Parquet: a process for a second instead of 100 MiB for ever."""
+    command = (str(python), "-I", str(reader), *map(str, arguments))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    except OSError as error:
+        raise StateError(f"{what}: {error}") from error
+    try:
+        async with asyncio.timeout(limit_s):
+            out, err = await process.communicate()
+    except TimeoutError as error:
+        raise StateError(f"{what}: the reader did not answer within {limit_s} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        reason = err.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+        raise StateError(f"{what}: {reason[0][:300]}")
+    answer: Document = json.loads(out)
+    return answer
 
 
 def process(

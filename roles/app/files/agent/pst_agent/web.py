@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pst_agent import metrics
+from pst_agent.account import PLACEMENT, Account
 from pst_agent.config import Instance
 from pst_agent.ledger import KEY, RUN, Ledger
 from pst_agent.mongo import MongoError
@@ -88,6 +89,7 @@ class Agent:
     readiness: Readiness
     state: State
     ledger: Ledger
+    account: Account
     dashboard: Dashboard | None
 
     def __post_init__(self) -> None:
@@ -245,6 +247,9 @@ class Agent:
         epochs = [({"placement": lease["placement"]}, lease.get("epoch", 0)) for lease in leases]
         running = [({"process": item["process"]}, item["running"]) for item in processes]
         active = [({"stack": stack}, count) for stack, count in orders.items()]
+        elsewhere = any(
+            lease["placement"] == PLACEMENT and lease["held"] and not self._holds(lease) for lease in leases
+        )
         family = metrics.family
         return "".join(
             (
@@ -253,6 +258,7 @@ class Agent:
                 family("pst_lease_epoch", "gauge", "How often the lease of the placement was granted", epochs),
                 family("pst_process_running", "gauge", "1 when process control says that it runs", running),
                 family("pst_orders_active", "gauge", "Active orders on a stack", active),
+                self.account.tell(mine=not elsewhere),
             )
         )
 

@@ -115,11 +115,13 @@ TRADING = Board(
             "Position P&L",
             ("pysystemtrade_position_pnl_total", "Total P&L {{instrument}}"),
             ("pysystemtrade_position_pnl_unrealized", "Unrealized P&L {{instrument}}"),
+            about="In the base currency; it moves when prices are collected.",
         ),
         panel(
             "Risk Metrics",
             ("pysystemtrade_portfolio_var", "Portfolio VaR"),
             ("pysystemtrade_position_concentration", "Concentration Risk {{instrument}}"),
+            about="VaR: a loss of one day in a hundred, in the base currency. Concentration: shares, together 1.",
         ),
         panel(
             "Database Performance",
