@@ -29,7 +29,8 @@ ADDRESSES = {
     "ibgw2": ("ib_gateways", "b", 52),
     "mon1": ("monitoring", "c", 61),
 }
-SHARED = {"mon1": ["backup", "dns"]}  # what a host is besides
+# What a host is besides.
+SHARED = {"mon1": ["backup", "dns"], "app1": ["parquet"], "app2": ["parquet"], "app3": ["parquet"]}
 HOSTVARS = {
     name: {
         "group_names": [tier, *SHARED.get(name, []), "site_lab"],
