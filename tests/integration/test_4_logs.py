@@ -75,12 +75,11 @@ def test_a_request_is_one_trace_from_the_balancer_to_the_dashboard() -> None:
 
 
 def test_an_order_is_one_trace_from_its_generation_to_its_fill() -> None:
-    done = search("--process", "run_stack_handler", "--since", "1h", "order", "filled")
-    wholes = [
-        record for record in done if record.get("data", {}).get("filled") and "parent_span_id" not in record["data"]
-    ]
-    if not wholes:
-        return  # nothing may have been traded yet
+    def filled() -> list[Any]:
+        done = search("--process", "run_stack_handler", "--since", "10m", "order", "filled")
+        return [r for r in done if r.get("data", {}).get("filled") and "parent_span_id" not in r["data"]]
+
+    wholes = lab.eventually("an order that was filled", filled, 180, 5)  # in the lab orders flow day and night
     text = traced(wholes[-1]["order"])
     for part in ("generate", "choose a contract", "send", "gate: placeOrder", "fill"):
         assert f"─ {part} " in text, text
