@@ -118,7 +118,7 @@ def test_a_span_is_found_as_it_was_written(host: Host, client: str) -> None:
     (record,) = eventually(host, "--host", client, "--process", "spans", trace)
     assert {key: value for key, value in said.items() if key not in ("level", "message")} == record["data"]
     printed = host.check_output(f"pst-trace request-{trace}")
-    assert re.search(rf"GET /api/v1/status +{client} spans +\+0\.000 +0\.012 s$", printed), printed
+    assert re.search(rf"GET /api/v1/status +{client} \S+ +\+0\.000 +0\.012 s$", printed), printed
     [resource] = json.loads(host.check_output(f"pst-trace {trace} --otlp -"))["resourceSpans"]
     assert [span["traceId"] for span in resource["scopeSpans"][0]["spans"]] == [trace]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 
 from . import ibapi
@@ -101,13 +101,18 @@ def _report(seen: Mapping[tuple[int, int], ibapi.OpenOrder], outcome: _Outcome, 
 @contextmanager
 def _session(gateway: GatewaySettings, client_id: int, deadline: float) -> Iterator[Session]:
     """A session as a client; waits for the id where the gateway has not noticed yet that its owner is gone."""
+    busy: ClientIdBusyError | None = None
     while True:
-        with closing(Session.connect(gateway.host, gateway.port, deadline)) as session:
+        with ExitStack() as stack:
             try:
+                session = stack.enter_context(closing(Session.connect(gateway.host, gateway.port, deadline)))
                 session.start(client_id)
-            except ClientIdBusyError:
+            except ClientIdBusyError as error:
+                busy = error
                 if time.monotonic() + RETRY_S >= deadline:
                     raise
+            except TimeoutError:
+                raise busy or TimeoutError("no answer in time") from None  # what it waited for says more
             else:
                 if gateway.account not in session.accounts:
                     seen = ", ".join(session.accounts)
