@@ -14,7 +14,6 @@ import uuid
 from typing import Any
 
 import lab
-from test_9_secrets import secrets
 
 SERVER = "lab-mon1"
 SECONDS = 10
@@ -109,7 +108,7 @@ def test_the_user_searches_from_the_control_node() -> None:
 
 def test_no_secret_is_in_the_logs() -> None:
     """Every secret of the lab, as it is, in all that is stored."""
-    patterns = [line for value in secrets().values() for line in value.splitlines() if len(line) >= 6]
+    patterns = [line for value in lab.secrets().values() for line in value.splitlines() if len(line) >= 6]
     every = "find /var/log/private/pst-logs -name '*.jsonl*' | xargs zcat -f"
     counted = lab.ssh(
         SERVER,
@@ -147,7 +146,7 @@ def test_a_support_bundle_tells_much_and_no_secret() -> None:
     try:
         lab.ssh("lab-app1", f"logger --tag canary the word is {canary} here; echo {canary} > {planted}")
         run = lab.succeed(lab.playbook("support-bundle", "-e", "support_reason='the test'"))
-        known = secrets()
+        known = lab.secrets()
     finally:
         lab.ssh("lab-app1", f"rm -f {planted}")
         name.unlink()
