@@ -89,8 +89,6 @@ def add(first: Any, *more: float) -> Any:
 OPERATORS: dict[str, Callable[..., Any]] = {
     "$add": add,
     "$eq": lambda one, other: one == other,
-    "$gte": lambda one, other: one is not None and one >= other,
-    "$subtract": lambda one, other: one - other,
     "$lte": lambda one, other: one is None or one <= other,  # null is less than any date
     "$cond": lambda condition, yes, no: yes if condition else no,
     "$ifNull": lambda value, instead: instead if value is None else value,

@@ -29,7 +29,6 @@ ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     EVERY_HOST: (("base", "main"), ("pki", "main"), ("firewall", "main"), ("monitoring", "node"), ("notify", "main")),
     "load_balancers": (("load_balancer", "main"),),
     "app_nodes": (("app", "main"), ("trading", "main"), ("backup", "main")),
-    "parquet": (("parquet", "main"),),
     "mongodb": (("mongodb", "main"), ("backup", "main")),
     "redis": (("redis", "main"),),
     "ib_gateways": (("ib_gateway", "main"),),
