@@ -29,8 +29,7 @@ ADDRESSES = {
     "ibgw2": ("ib_gateways", "b", 52),
     "mon1": ("monitoring", "c", 61),
 }
-# What a host is besides.
-SHARED = {"mon1": ["backup", "dns"], "app1": ["parquet"], "app2": ["parquet"], "app3": ["parquet"]}
+SHARED = {"mon1": ["backup", "dns"]}  # what a host is besides
 HOSTVARS = {
     name: {
         "group_names": [tier, *SHARED.get(name, []), "site_lab"],
