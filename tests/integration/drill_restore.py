@@ -64,7 +64,7 @@ def stopped(platform: None) -> Iterator[None]:
         lab.succeed(lab.playbook("site"))
         lab.succeed(lab.playbook("kill-switch", "-e", "kill_switch_undo=true", "-e", REASON))
         # Also with what was connected to the set that was lost, such as the gates.
-        lab.eventually("the lab is healthy again", lambda: lab.playbook("status").code == 0, 300, 5)
+        lab.wait_until_all_serve(300)
         path = lab.REPORTS / f"restore-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(REPORT, indent=1) + "\n")

@@ -210,16 +210,21 @@ def eventually(what: str, ask: Callable[[], T], within: float = 60, pause: float
     raise AssertionError(f"{what}: not within {within:g} s; last seen: {last!r}")
 
 
-def wait_until_all_serve() -> None:
-    eventually("healthy platform", lambda: playbook("status").code == 0, 180, 3)
+def wait_until_all_serve(within: float = 180) -> None:
+    eventually("healthy platform", lambda: playbook("status").code == 0, within, 3)
+
+
+def answer_to(path: str, timeout: float = 10, **headers: str) -> Any:
+    """Ask through the virtual address, with TLS verified against the lab's authority; returns the open answer."""
+    context = ssl.create_default_context(cafile=str(STATE / "pki" / "ca.crt"))
+    request = urllib.request.Request(f"https://{VIP}{path}", headers={"Host": f"trading.{DOMAIN}"} | headers)
+    return urllib.request.urlopen(request, timeout=timeout, context=context)
 
 
 def ask(path: str, timeout: float = 10, token: str = "") -> tuple[int, str]:
-    """Ask through the virtual address, with TLS verified against the lab's authority; returns status and body."""
-    context = ssl.create_default_context(cafile=str(STATE / "pki" / "ca.crt"))
-    headers = {"Host": f"trading.{DOMAIN}"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(f"https://{VIP}{path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:
+    """Ask through the virtual address; returns status and body."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with answer_to(path, timeout, **headers) as answer:
         return answer.status, answer.read().decode()
 
 

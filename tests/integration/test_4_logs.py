@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import ssl
 import subprocess
 import tarfile
 import time
-import urllib.request
 import uuid
 from typing import Any
 
@@ -60,10 +58,7 @@ def traced(*arguments: str) -> str:
 def test_a_request_is_one_trace_from_the_balancer_to_the_dashboard() -> None:
     """The client's trace goes on; the user prints it from the control node."""
     trace, span = uuid.uuid4().hex, uuid.uuid4().hex[:16]
-    context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
-    headers = {"Host": f"trading.{lab.DOMAIN}", "traceparent": f"00-{trace}-{span}-01"}
-    request = urllib.request.Request(f"https://{lab.VIP}/strategy", headers=headers)
-    with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+    with lab.answer_to("/strategy", traceparent=f"00-{trace}-{span}-01") as answer:
         request_id = answer.headers["X-Request-Id"]
     lab.eventually("all spans", lambda: traced(trace).count("GET /strategy") == 3, SECONDS)
     run = lab.succeed(lab.playbook("trace", "-e", f"trace_search={request_id}"))

@@ -255,9 +255,9 @@ def release(settings: Settings, reason: str) -> dict[str, object]:
 def finish(settings: Settings) -> dict[str, object]:
     """Let what is open here end after the address has gone unasked; `release` does so itself."""
     planned = any(forbidden(reason) for reason in REASONS)
-    if planned or holds(settings.vip) or not connections(settings) or not carried_on(settings) or not haproxy_answers():
-        return {"open": 0}
     open_then = len(connections(settings))
+    if planned or holds(settings.vip) or not open_then or not carried_on(settings) or not haproxy_answers():
+        return {"open": 0}
     with closing(), draining(settings):
         wait(lambda: holds(settings.vip) or not connections(settings), settings.finish_seconds, WORD_SECONDS)
     return {"open": open_then, "broken": 0 if holds(settings.vip) else len(connections(settings))}
