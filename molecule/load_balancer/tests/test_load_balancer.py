@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +23,12 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from ansible_collections.pst.platform.plugins.module_utils import evidence
+
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "state"
 INVENTORY = f"{os.environ['MOLECULE_EPHEMERAL_DIRECTORY']}/inventory"
 CA = str(STATE / "pki/ca.crt")
+PROBE = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "roles/evidence/files/pst_probe.py"
 VIP = "10.78.16.10"
 DOMAIN = "load-balancer.pst.test"
 API = f"api.trading.{DOMAIN}"
@@ -70,17 +74,17 @@ def holders(balancers: dict[str, Host]) -> list[str]:
     return [name for name, host in balancers.items() if state(host)["holder"]]
 
 
+def settled(balancers: dict[str, Host]) -> bool:
+    states = [state(host) for host in balancers.values()]
+    return sorted(one["vrrp"] for one in states) == ["BACKUP", "MASTER"] and all(one["haproxy"] for one in states)
+
+
 @pytest.fixture
 def holder(balancers: dict[str, Host]) -> Iterator[Host]:
     """The balancer that has the address, with the other one ready; both are ready again afterwards."""
-
-    def settled() -> bool:
-        states = [state(host) for host in balancers.values()]
-        return sorted(one["vrrp"] for one in states) == ["BACKUP", "MASTER"] and all(one["haproxy"] for one in states)
-
-    eventually(settled)
+    eventually(lambda: settled(balancers))
     yield balancers[holders(balancers)[0]]
-    eventually(settled, 40)
+    eventually(lambda: settled(balancers), 40)
 
 
 def ask(host: Host, request: str) -> str:
@@ -113,6 +117,11 @@ def probing(client: Host, name: str, *options: str) -> Iterator[dict[str, Any]]:
         thread.join()
     account |= json.loads(client.file(f"/var/tmp/{name}.json").content_string)
     print(name, {key: value for key, value in account.items() if key != "failures"}, account["failures"][:5])
+
+
+def longest_outage(account: dict[str, Any]) -> float:
+    """Return the longest gap in seconds, less what the probe itself was held up by."""
+    return max(evidence.outage(gap) for gap in account["gaps"])
 
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -161,13 +170,13 @@ def test_planned_operation_fails_no_request(client: Host, operation: str) -> Non
     print(operation, account)
     assert account["ok"] > 100
     assert account["failed"] == {}
-    assert account["longest_gap_s"] < 2
+    assert longest_outage(account) < 2
 
 
 def test_lost_host_is_replaced_within_a_second(client: Host) -> None:
     account = json.loads(client.file("/var/tmp/lost-host.json").content_string)
     print(account)
-    assert account["longest_gap_s"] < 1.0
+    assert longest_outage(account) < 1.0
     assert sum(account["failed"].values()) < 60
 
 
@@ -252,14 +261,21 @@ def test_metrics_need_a_certificate_of_the_site() -> None:
     }
 
 
-def test_client_over_the_limit_gets_429(client: Host) -> None:
+def test_client_over_the_limit_gets_429() -> None:
     """100 a second after a burst of 200, whatever is offered; then again served when it has calmed down."""
-    options = f"https://{API}/ --connect={VIP} --ca=/etc/pst/pki/ca.crt --rate=300 --duration=4 --new-share=0"
-    account = json.loads(client.run(f"/usr/local/bin/probe {options}").stdout)
+    # From here: the client is exempt.
+    command = [sys.executable, str(PROBE), f"https://{API}/", f"--connect={VIP}", f"--ca={CA}"]
+    command += ["--new-share=0", "--timeout=30"]
+
+    def probe(rate: int, duration: int) -> dict[str, Any]:
+        options = [f"--rate={rate}", f"--duration={duration}"]
+        return json.loads(subprocess.run([*command, *options], capture_output=True, check=False).stdout)
+
+    account = probe(300, 4)
     print(account)
     assert set(account["failed"]) == {"status-429"}
-    assert 200 + 100 * 4 * 0.4 < account["ok"] < 200 + 100 * 4 * 1.2
-    eventually(lambda: client.run(f"/usr/local/bin/probe {options} --rate=5 --duration=1").rc == 0)
+    assert 200 + 100 * 4 * 0.4 < account["ok"] < 200 + 100 * (4 * 1.2 + account["late_ms"] / 1000)
+    eventually(lambda: probe(5, 1)["ok"] == 5)
 
 
 def test_limit_is_counted_on_both_balancers(balancers: dict[str, Host]) -> None:
@@ -326,7 +342,7 @@ def test_order_is_carried_out_once_when_an_application_dies(client: Host, apps: 
     acknowledged = {line["key"] for line in ledger if line["method"] == "POST" and line["kind"] == "ok"}
     assert len(orders) == len(set(orders))
     assert acknowledged <= set(orders)
-    assert account["longest_gap_s"] < 1
+    assert longest_outage(account) < 1
     assert sum(account["failed"].values()) <= 5
     eventually(lambda: {json.loads(call()[2])["host"] for _ in range(6)} == {"app1", "app2"})
 
@@ -335,9 +351,11 @@ def test_broken_application_is_taken_out(apps: dict[str, Host], holder: Host) ->
     """Ten errors in a row open the circuit although the health check is green; it closes again by itself."""
     ask(holder, "set server be_blue/app2 state maint")
     try:
-        statuses = [call(path="/error")[0] for _ in range(12)]
+        statuses: list[int] = []
+        while 503 not in statuses and len(statuses) < 60:
+            statuses.append(call(path="/error")[0])
         assert statuses[:10] == [500] * 10
-        assert 503 in statuses[10:]
+        assert statuses[-1] == 503
     finally:
         ask(holder, "set server be_blue/app2 state ready")
     eventually(lambda: {json.loads(call()[2])["host"] for _ in range(6)} == {"app1", "app2"})
@@ -356,7 +374,7 @@ def test_killed_daemon_costs_less_than_a_second(
 ) -> None:
     with probing(client, f"kill-{name}") as account:
         holder.check_output(kill)
-    assert account["longest_gap_s"] < 1
+    assert longest_outage(account) < 1
     assert sum(account["failed"].values()) < 60
     assert len(eventually(lambda: holders(balancers))) == 1
 
@@ -375,10 +393,11 @@ def forwarded(host: Host) -> int:
     return next(item["counter"]["packets"] for item in shown["nftables"] if "counter" in item)
 
 
-def draining(host: Host) -> bool:
-    """Tell whether the other balancer is believed to have connections still."""
+def draining(host: Host) -> list[int]:
+    """For how many seconds more the other balancer is believed to have connections still; empty where it is not."""
     shown = json.loads(host.check_output("nft -j list set ip pst_second_chance draining"))
-    return any(item["set"].get("elem") for item in shown["nftables"] if "set" in item)
+    elements = [one["elem"] for item in shown["nftables"] if "set" in item for one in item["set"].get("elem", [])]
+    return [element.get("expires", 0) for element in elements]
 
 
 def reached(host: Host) -> bool:
@@ -441,20 +460,43 @@ def test_planned_move_breaks_nothing(client: Host, balancers: dict[str, Host], h
     assert max((gap["seconds"] - gap["own"] for gap in about), default=0) < 0.3
 
 
+PAUSE = """
+import os, signal, sys, time
+began = time.monotonic()
+for process in sys.argv[2:]:
+    os.kill(int(process), signal.SIGSTOP)
+time.sleep(float(sys.argv[1]))
+for process in sys.argv[2:]:
+    os.kill(int(process), signal.SIGCONT)
+print(time.monotonic() - began)
+"""
+
+
+@pytest.mark.usefixtures("holder")
 @pytest.mark.parametrize("seconds", [0.6, 0.8])
-def test_late_adverts_break_nothing(client: Host, balancers: dict[str, Host], holder: Host, seconds: float) -> None:
+def test_late_adverts_break_nothing(client: Host, balancers: dict[str, Host], seconds: float) -> None:
     """A starved host: its keepalived does not run for a moment, its kernel and HAProxy do.
 
     The other one takes the address after 0.3 s, and one of the two gives it up when both run again. Requests that began
     before, between and after are answered.
     """
-    other = next(host for name, host in balancers.items() if name not in holders(balancers))
-    before = forwarded(other)
-    processes = " ".join(holder.check_output("pgrep -x keepalived").split())
-    with probing(client, f"late-{seconds}", "--new-share=0.3") as account, Slow(6) as slow:
-        holder.check_output(f"kill -STOP {processes}; sleep {seconds}; kill -CONT {processes}")
-    print("sent on:", forwarded(other) - before)
-    assert forwarded(other) > before, "the other one has to have taken the address, or nothing was tested"
+    for _ in range(5):
+        eventually(lambda: settled(balancers), 40)
+        holding = holders(balancers)[0]
+        other = next(host for name, host in balancers.items() if name != holding)
+        before = forwarded(other)
+        processes = balancers[holding].check_output("pgrep -x keepalived").split()
+        with probing(client, f"late-{seconds}", "--new-share=0.3") as account, Slow(6) as slow:
+            paused = float(
+                balancers[holding].check_output("python3 -c %s %s " + " ".join(processes), PAUSE, str(seconds))
+            )
+        sent_on = forwarded(other) - before
+        print(f"paused for {paused:.2f} s, sent on: {sent_on}")
+        # A stall stretches the pause; a second after the last advert, which is up to 0.1 s older, nothing is sent on.
+        if paused < 0.9 and sent_on > 0:
+            break
+    else:
+        pytest.fail("the other one has to have taken the address within the second, or nothing was tested")
     assert slow.outcome() == [200]
     assert account["failed"] == {}
     assert len(eventually(lambda: holders(balancers))) == 1
@@ -485,13 +527,16 @@ def test_dead_balancer_gets_no_packets_for_long(balancers: dict[str, Host], hold
         eventually(lambda: state(other)["holder"] and draining(other))
         subprocess.run(["docker", "kill", f"pst-load-balancer-{name}"], check=True, capture_output=True)
         try:
-            killed = time.monotonic()
-            eventually(lambda: not draining(other), 10)
-            seconds = time.monotonic() - killed
+            left: list[int] = []
+            while (more := draining(other)) and len(left) < 100:
+                left += more
         finally:
             subprocess.run(["docker", "start", f"pst-load-balancer-{name}"], check=True, capture_output=True)
-    print(f"believed in for {seconds:.1f} s")
-    assert seconds < 5
+    print("believed in for so many seconds more:", left)
+    assert not more
+    # By the kernel's clock, not by when it was asked: at most 3 s since the death, and not once renewed.
+    assert left == sorted(left, reverse=True)
+    assert max(left, default=0) <= 3
     assert isinstance(slow.answer[0], OSError)
     assert call()[0] == 200
     eventually(lambda: reached(holder), 60)  # what it was forbidden, it has forgotten with its power
@@ -502,4 +547,4 @@ def test_hung_haproxy_loses_the_address(client: Host, balancers: dict[str, Host]
         holder.check_output("pkill -STOP -x haproxy")
         eventually(lambda: len(holders(balancers)) == 1 and not state(holder)["holder"])
     holder.check_output("pkill -CONT -x haproxy")
-    assert account["longest_gap_s"] < 12
+    assert longest_outage(account) < 12
