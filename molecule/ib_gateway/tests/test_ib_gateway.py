@@ -5,7 +5,7 @@ import time
 
 from testinfra.host import Host
 
-CLIENT = "PYTHONPATH=/opt/ib-gateway/simulator timeout 10 python3 -m gateway_simulator.client 10.78.18.12:4001"
+CLIENT = "PYTHONPATH=/opt/ib-gateway/simulator timeout 30 python3 -m gateway_simulator.client 10.78.18.12:4001"
 
 testinfra_hosts = ["ansible://ibgw-2"]
 

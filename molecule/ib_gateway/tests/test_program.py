@@ -3,7 +3,7 @@
 from testinfra.host import Host
 
 PROGRAM = "10.78.18.13:4001"
-CLIENT = "PYTHONPATH=/opt/simulator timeout 10 python3 -m gateway_simulator.client"
+CLIENT = "PYTHONPATH=/opt/simulator timeout 30 python3 -m gateway_simulator.client"
 
 testinfra_hosts = ["ansible://ibgw-program"]
 

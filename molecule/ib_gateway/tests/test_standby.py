@@ -2,7 +2,7 @@
 
 from testinfra.host import Host
 
-CLIENT = "PYTHONPATH=/opt/ib-gateway/simulator timeout 10 python3 -m gateway_simulator.client"
+CLIENT = "PYTHONPATH=/opt/ib-gateway/simulator timeout 30 python3 -m gateway_simulator.client"
 
 testinfra_hosts = ["ansible://ibgw-1"]
 
