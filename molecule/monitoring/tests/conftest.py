@@ -24,7 +24,7 @@ def fetch(host: Host) -> Callable[[str, str | None], CommandResult]:
         load = f"c.load_cert_chain('{PKI}/{certificate}/{certificate}.pem');" if certificate else ""
         program = (
             f"import ssl,urllib.request as u;c=ssl.create_default_context(cafile='{PKI}/ca.crt');{load}"
-            f"print(u.urlopen('{url}',timeout=5,context=c).read().decode())"
+            f"print(u.urlopen('{url}',timeout=30,context=c).read().decode())"
         )
         return host.run("python3 -c %s", program)
 
