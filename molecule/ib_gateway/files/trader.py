@@ -1,7 +1,7 @@
 """Orders as a stack handler would, and tells what became of them: ``trader.py VERB ADDRESS CLIENT_ID``.
 
 ``order`` sends one; ``until-cut`` then waits for the gate to hang up; ``until-refused`` sends one after the other. Each
-line is a verdict, with the seconds since the first order.
+line is a verdict, with the seconds of a clock that all hosts of the scenario share: they are containers.
 """
 
 import sys
@@ -27,10 +27,9 @@ def main(verb: str, address: str, client_id: str) -> None:
     host, _, port = address.rpartition(":")
     with Client(host, int(port), int(client_id), timeout=30) as client:
         order_id = client.next_order_id()
-        began = time.monotonic()
 
         def say(text: str) -> None:
-            sys.stdout.write(f"{time.monotonic() - began:.1f} {text}\n")
+            sys.stdout.write(f"{time.monotonic():.1f} {text}\n")
             sys.stdout.flush()
 
         said = verdict(client, order_id)

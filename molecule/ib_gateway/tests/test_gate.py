@@ -10,7 +10,7 @@ from testinfra.host import Host
 from tests.stalls import Stalls
 
 GATE = "10.78.18.12:4001"
-TRADER = "PYTHONPATH=/opt/ib-gateway/simulator timeout 60 python3 /opt/trader.py"
+TRADER = "PYTHONPATH=/opt/ib-gateway/simulator timeout 180 python3 /opt/trader.py"
 LEASE = "PYTHONPATH=/usr/local/lib/pst python3 -P /opt/lease.py"
 
 RECOVER = """
@@ -22,7 +22,7 @@ print("cancelled", len(report.cancelled), "foreign", report.foreign)
 testinfra_hosts = ["ansible://ibgw-store"]
 
 
-def until(condition, seconds: float = 30) -> None:
+def until(condition, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -76,20 +76,27 @@ def test_the_old_holder_is_cut_when_the_lease_moves(host: Host) -> None:
         host.check_output(f"{LEASE} hold ibgw-app 600")
         moved = time.monotonic()
         until(lambda: "cut" in said())
-        took = time.monotonic() - moved
-    assert [text for _, text in lines(said())] == ["passed", "cut"]
-    assert took < 6 + stalled.seconds
+    (_, passed), (cut_at, cut) = lines(said())
+    assert (passed, cut) == ("passed", "cut")
+    assert cut_at - moved < 6 + stalled.seconds
 
 
 def test_orders_stop_within_the_ttl_when_mongodb_is_away(host: Host) -> None:
-    host.check_output(f"{LEASE} hold ibgw-store 8")
-    host.check_output("sh -c 'sleep 2; systemctl kill --signal STOP mongod.service' > /dev/null 2>&1 &")
-    try:
-        said = lines(host.check_output(f"{TRADER} until-refused {GATE} 104"))
-    finally:
-        host.check_output("systemctl kill --signal CONT mongod.service")
-    assert [text.split()[0] for _, text in said] == ["passed", "refused", "alive"]
-    assert 2 < said[1][0] < 8 + 10, "refused after the ttl, and after two reads that got no answer"
+    # So long that the trader is up while it lasts, on a busy machine as well.
+    host.check_output(f"{LEASE} hold ibgw-store 40")
+    held = time.monotonic()
+    with Stalls() as stalled:
+        trader = trading(host, "until-refused", 104)
+        until(lambda: "passed" in trader())
+        host.check_output("systemctl kill --signal STOP mongod.service")
+        try:
+            until(lambda: "alive" in trader())
+        finally:
+            host.check_output("systemctl kill --signal CONT mongod.service")
+    (passed_at, passed), (refused_at, refused), (_, alive) = lines(trader())
+    assert (passed, refused.split()[0], alive) == ("passed", "refused", "alive")
+    assert refused_at - passed_at > 2
+    assert refused_at - held < 40 + 10 + stalled.seconds, "after the ttl, and after two reads that got no answer"
 
 
 @pytest.fixture
