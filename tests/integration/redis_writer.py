@@ -4,8 +4,9 @@ A write is acknowledged when SET answered and WAIT counted at least `--replicas`
 is read back from the master of that moment. SIGTERM, SIGINT or `--stop-file` end the run early, after one more
 acknowledged write, so that a gap is measured to its end:
 
-    {"acked": 1990, "failed": 0, "longest_gap_s": 1.2, "lost": 0, …}
+    {"acked": 1990, "failed": 0, "longest_gap_s": 1.2, "longest_outage_s": 1.2, "lost": 0, …}
 
+An outage is a gap less the time in which this program itself stood still, because the machine that it runs on did.
 `failed` counts keys that could not be written within `--patience` (SET is repeated, it is idempotent). Client settings
 are the ones that proved themselves: no retries inside redis-py, whose back-off outlasts any switch, and short timeouts.
 """
@@ -34,6 +35,27 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 
+class Ticker(threading.Thread):
+    """Knows how much too long it slept so far. As tests/stalls.py: this program is alone where it runs."""
+
+    TICK_S = 0.1
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._so_far = (0.0, time.monotonic())
+        self.start()
+
+    @property
+    def late(self) -> float:
+        late, began = self._so_far
+        return late + max(0.0, time.monotonic() - began - self.TICK_S)
+
+    def run(self) -> None:
+        while True:
+            time.sleep(self.TICK_S)
+            self._so_far = (self.late, time.monotonic())
+
+
 @dataclass
 class Ledger:
     """What the client was promised."""
@@ -42,12 +64,17 @@ class Ledger:
     failed: int = 0
     retried: int = 0
     longest_gap_s: float = 0.0
+    longest_outage_s: float = 0.0
     gap_ended_at: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
+    _ticker: Ticker = field(default_factory=Ticker)
     _last: float = field(default_factory=time.monotonic)
+    _late: float = 0.0
 
     def acknowledge(self, key: str) -> None:
-        now = time.monotonic()
+        now, late = time.monotonic(), self._ticker.late
+        self.longest_outage_s = max(self.longest_outage_s, now - self._last - (late - self._late))
+        self._late = late
         if now - self._last > self.longest_gap_s:
             self.longest_gap_s, self.gap_ended_at = now - self._last, time.time()
         self._last = now
@@ -64,6 +91,7 @@ class Result:
     retried: int
     lost: int
     longest_gap_s: float
+    longest_outage_s: float
     gap_ended_at: float
     seconds: float
     errors: dict[str, int]
@@ -126,6 +154,8 @@ def run(given: argparse.Namespace, stop: threading.Event) -> Ledger:
     end = due + given.seconds
     for number in itertools.count():
         acknowledged = write(master, f"{prefix}:{number}", given, ledger)
+        if given.ready and acknowledged:
+            given.ready.touch()
         told = stop.is_set() or (given.stop_file is not None and given.stop_file.exists())
         if time.monotonic() >= end or (told and acknowledged):
             break
@@ -172,6 +202,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--replicas", type=int, default=1, help="replicas that must have a write before it counts")
     parser.add_argument("--patience", type=float, default=0, help="seconds for which one key is tried again")
     parser.add_argument("--timeout", type=float, default=1.0, help="seconds for one command")
+    parser.add_argument("--ready", type=Path, help="made when the first write was acknowledged")
     parser.add_argument("--output", help="file for the result beside standard output")
     given = parser.parse_args(words)
     with open(given.password_file, encoding="utf-8") as stream:
@@ -199,6 +230,7 @@ def main(words: list[str]) -> int:
         retried=ledger.retried,
         lost=len(lost_keys(given, ledger)),
         longest_gap_s=round(ledger.longest_gap_s, 3),
+        longest_outage_s=round(ledger.longest_outage_s, 3),
         gap_ended_at=round(ledger.gap_ended_at, 3),
         seconds=round(time.monotonic() - started, 3),
         errors=ledger.errors,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError
 
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "state"
 SITES = {
@@ -35,7 +35,7 @@ def client(address: str, user: str = "admin", port: int = 6379) -> Redis:
         ssl=True,
         ssl_ca_certs=str(STATE / "pki/ca.crt"),
         ssl_check_hostname=True,
-        socket_timeout=3,
+        socket_timeout=20,
         decode_responses=True,
     )
 
@@ -75,7 +75,8 @@ def test_no_acknowledged_write_was_lost_when_the_master_died() -> None:
     assert seen["acked"] > 100
     assert seen["lost"] == 0
     # Held for down 2 s after its last answer, up to 1 s before its end; the rest is for a busy machine.
-    assert 1 < seen["longest_gap_s"] < 8
+    assert seen["longest_gap_s"] > 1
+    assert seen["longest_outage_s"] < 8
 
 
 @site
@@ -84,13 +85,13 @@ def test_the_planned_switch_failed_no_write(site: str) -> None:
     assert seen["acked"] > 30
     assert (seen["lost"], seen["failed"]) == (0, 0)
     assert seen["retried"] > 0, "the client was not moved: it did not write while the master changed"
-    assert seen["longest_gap_s"] < 10
+    assert seen["longest_outage_s"] < 10
 
 
 @every_host
 @pytest.mark.parametrize("port", [6379, 26379])
 def test_plain_text_is_refused(address: str, port: int) -> None:
-    with socket.create_connection((address, port), timeout=3) as plain:
+    with socket.create_connection((address, port), timeout=20) as plain:
         plain.sendall(b"PING\r\n")
         try:
             answer = plain.recv(100)
@@ -104,7 +105,7 @@ def test_plain_text_is_refused(address: str, port: int) -> None:
 def test_without_a_user_nothing_is_said(address: str, port: int) -> None:
     context = ssl.create_default_context(cafile=str(STATE / "pki/ca.crt"))
     with (
-        socket.create_connection((address, port), timeout=3) as plain,
+        socket.create_connection((address, port), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname=address) as secure,
     ):
         secure.sendall(b"INFO\r\n")
@@ -118,7 +119,7 @@ def test_the_renewed_certificate_is_in_use(address: str, port: int) -> None:
     issued = ssl.PEM_cert_to_DER_cert(certificate((STATE / f"pki/{name}/redis.pem").read_text()))
     context = ssl.create_default_context(cafile=str(STATE / "pki/ca.crt"))
     with (
-        socket.create_connection((address, port), timeout=3) as plain,
+        socket.create_connection((address, port), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname=address) as secure,
     ):
         assert secure.getpeercert(binary_form=True) == issued
@@ -182,7 +183,7 @@ def test_an_isolated_master_stops_taking_writes(host: Any) -> None:
         while "NOREPLICAS" not in refusal and time.monotonic() < deadline:
             try:
                 client(address, "app").set("app:isolated", "x")
-            except ResponseError as error:
+            except RedisError as error:
                 refusal = str(error)
             time.sleep(0.2)
         assert "NOREPLICAS" in refusal
