@@ -208,7 +208,7 @@ def test_a_drained_instance_says_so_and_still_serves(host: Host, app: httpx.Clie
             wait_for(lambda: quiet_seconds(app) >= 2, "quiet")
         finally:
             host.check_output("rm /run/pst/blue/drain")
-    assert app.get("/ready").status_code == 200
+    wait_for(lambda: app.get("/ready").status_code == 200, "ready again")
     assert quiet_seconds(app) == 0
 
 
