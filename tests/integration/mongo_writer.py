@@ -110,6 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="end after so long (SIGTERM ends earlier)")
     parser.add_argument("--rate", type=float, default=50.0, help="writes per second, all threads together")
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--connect-ms", type=int, default=1000, help="a member that takes longer is dead")
     parser.add_argument("--ready", type=Path, help="made when the first write was acknowledged")
     parser.add_argument("--output", type=Path, help="the verdict also goes here")
     return parser.parse_args()
@@ -132,7 +133,7 @@ def main() -> int:
         username=options.user,
         password=options.password_file.read_text().strip(),
         tlsCAFile=str(options.ca_file),
-        **CLIENT_OPTIONS,
+        **CLIENT_OPTIONS | {"connectTimeoutMS": options.connect_ms},
     )
     collection = client[options.database].get_collection("write_ledger", write_concern=WriteConcern("majority"))
     run, ledger = uuid.uuid4().hex, Ledger()

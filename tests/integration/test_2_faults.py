@@ -12,6 +12,8 @@ from typing import Any
 
 import lab
 
+from tests.stalls import Stalls
+
 PROBE = ("https://" + f"trading.{lab.DOMAIN}/version", "--connect", lab.VIP, "--ca", str(lab.STATE / "pki" / "ca.crt"))
 
 
@@ -22,13 +24,13 @@ def load(seconds: int, timeout: int = 2) -> Iterator[lab.Probe]:
         yield probe
 
 
-def mongodb_writer(seconds: int) -> contextlib.AbstractContextManager[lab.Probe]:
+def mongodb_writer(seconds: int, *options: str) -> contextlib.AbstractContextManager[lab.Probe]:
     hosts = ",".join(f"{host}.{lab.DOMAIN}:27017" for host in lab.MONGODB)
     return lab.writer(
         "mongo_writer.py",
         *("--hosts", hosts, "--replica-set", "pysystemtrade-rs", "--user", "app", "--database", "production"),
         *("--password-file", "/etc/pst/credentials/mongodb_password", "--ca-file", "/etc/pst/pki/ca.crt"),
-        *("--seconds", str(seconds), "--rate", "50"),
+        *("--seconds", str(seconds), "--rate", "50", *options),
     )
 
 
@@ -68,8 +70,17 @@ def redis_master() -> str:
     return masters[0]
 
 
+def sentinels_in_tilt() -> list[str]:
+    ask = (
+        "REDISCLI_AUTH=$(cat) redis-cli --no-auth-warning --user monitor --tls --cacert /etc/pst/pki/ca.crt"
+        " -h localhost -p 26379 info sentinel"
+    )
+    password = lab.secret("redis_monitor_password")
+    return [host for host in lab.REDIS if "sentinel_tilt:0" not in lab.ssh(host, ask, check=False, stdin=password)]
+
+
 def short(result: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("sent", "ok", "acked", "failed", "lost", "longest_gap_s", "late_ms")
+    wanted = ("sent", "ok", "acked", "failed", "lost", "longest_gap_s", "longest_outage_s", "late_ms")
     return {key: result[key] for key in wanted if key in result}
 
 
@@ -79,7 +90,7 @@ def test_haproxy_killed_on_the_holder_of_the_virtual_address() -> None:
         lab.ssh(holder, "systemctl kill -s KILL haproxy")
         result = probe.finish()
     lab.record("haproxy_killed", **short(result))
-    assert result["longest_gap_s"] <= 2.1
+    assert result["longest_gap_s"] <= 2.1 + result["late_ms"] / 1000
     lab.wait_until_all_serve()
 
 
@@ -100,20 +111,20 @@ def test_app_node_loses_its_power() -> None:
         result = probe.finish()
     lab.engine("start", lab.container("lab-app2"))
     lab.record("app_node_lost", **short(result))
-    assert result["longest_gap_s"] <= 3
+    assert result["longest_gap_s"] <= 3 + result["late_ms"] / 1000
     lab.wait_until_all_serve()
 
 
 def test_mongodb_primary_is_killed_and_nothing_acknowledged_is_lost() -> None:
     primary = lab.eventually("one primary", mongodb_primary)
-    with mongodb_writer(30) as writer:
+    with Stalls() as stalls, mongodb_writer(30) as writer:
         time.sleep(5)  # a load before the fault, so that the gap has two sides
         lab.ssh(primary, "systemctl kill -s KILL mongod")
         result = writer.finish()
     lab.record("mongodb_primary_killed", bar_s=4, **short(result))
     assert result["lost"] == 0
     assert result["acked"] > 500
-    assert result["longest_gap_s"] <= 4 * lab.SLACK  # the lab elects after 2 s, as production does
+    assert result["longest_gap_s"] <= 4 * lab.SLACK + stalls.seconds  # the lab elects after 2 s, as production does
     lab.wait_until_all_serve()
 
 
@@ -138,6 +149,8 @@ def test_redis_master_is_killed_and_nothing_acknowledged_is_lost() -> None:
     stays_down = "/run/systemd/system/redis-server.service.d"
     lab.ssh(master, f"mkdir -p {stays_down} && printf '[Service]\\nRestart=no\\n' >{stays_down}/test.conf")
     lab.ssh(master, "systemctl daemon-reload")
+    # A Sentinel whose timer came too late does nothing for 30 s, by design.
+    lab.eventually("no Sentinel in TILT", lambda: sentinels_in_tilt() == [], 60, 2)
     with redis_writer(30) as writer:
         time.sleep(5)
         lab.ssh(master, "systemctl kill -s KILL redis-server")
@@ -145,14 +158,14 @@ def test_redis_master_is_killed_and_nothing_acknowledged_is_lost() -> None:
     lab.ssh(master, f"rm -r {stays_down} && systemctl daemon-reload && systemctl start redis-server")
     lab.record("redis_master_killed", bar_s=down_after + 1, **short(result))
     assert result["lost"] == 0
-    assert result["longest_gap_s"] <= (down_after + 1) * lab.SLACK
+    assert result["longest_outage_s"] <= (down_after + 1) * lab.SLACK
     lab.wait_until_all_serve()
 
 
 def test_a_changed_mongodb_option_is_rolled_primary_last_and_loses_nothing() -> None:
     primary = lab.eventually("one primary", mongodb_primary)
     # A request that is slow is served; one that is not answered within 10 s is not.
-    with mongodb_writer(600) as writer, load(600, timeout=10) as probe:
+    with mongodb_writer(600, "--connect-ms=5000") as writer, load(600, timeout=10) as probe:
         run = lab.succeed(lab.playbook("site", "--tags", "mongodb", "-e", "mongodb_slow_operation_ms=150"))
         # Both end at SIGTERM with their account; the writer is on the app node.
         lab.ssh("lab-app1", 'pkill -TERM -f "replica-se[t] pysystemtrade-rs"')

@@ -325,7 +325,8 @@ def on_loopback(host: str, path: str) -> str:
 def start_on(host: str) -> str:
     """Start the trader by hand, where it must not: returns what systemd and the check said."""
     since = lab.ssh(host, "date +%s")
-    script = f"systemctl start {TRADER} && echo STARTED; journalctl --since=@{since} --output=cat --unit={TRADER}"
+    words = f"journalctl --sync; journalctl --since=@{since} --output=cat --unit={TRADER}"
+    script = f"systemctl start {TRADER} && echo STARTED; {words}"
     said = lab.ssh(host, script, check=False)
     assert "STARTED" not in said, f"{host}: {TRADER} was started by hand\n{said}"
     return said
