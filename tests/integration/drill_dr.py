@@ -11,29 +11,33 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
+import dns.exception
+import dns.resolver
 import lab
 import pytest
 import trading
 
 REPETITIONS = int(os.environ.get("DR_REPETITIONS", "5"))
-KINDS = os.environ.get("DR_KINDS", "planned,unplanned,cut_off").split(",")
+KINDS = os.environ.get("DR_KINDS", "planned,broken_off,unplanned,cut_off").split(",")
 BOTH = ("-i", "inventories/lab_dr")
 STATE = lab.ROOT / "inventories" / "lab_dr" / ".state"
-VIPS = {"lab": lab.VIP, "lab_dr": "10.78.1.10"}
+SITES = {lab.VIP: "lab", "10.78.1.10": "lab_dr"}
 NAME = f"trading.{lab.DOMAIN}"
-WORLD = trading.OUTSIDE
+WORLD = trading.OUTSIDE  # with the name server
+WORLD_ADDRESS = "10.78.0.61"
 KILLED = tuple(host for host in lab.HOSTS if host != WORLD)
 WRITER = "dr-app1"
 MEMBERS = "dr-mongo1.lab-dr.pst.test:27017,dr-mongo2.lab-dr.pst.test:27017"
@@ -51,35 +55,66 @@ def at_second(command: str, host: str = WRITER, **options: Any) -> str:
 
 
 @dataclass
+class Answer:
+    at: float
+    site: str  # whose virtual address the name stood for
+    good: bool
+
+
 class Requests:
-    """Asks a site's virtual address once in a while, and keeps when it answered."""
+    """A client that knows the service by its name: four times a second it asks, and writes down who answered."""
 
-    vip: str
-    answered: list[float] = field(default_factory=list)
-    failed: list[float] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.seen: list[Answer] = []
+        self._resolver = dns.resolver.Resolver(configure=False)
+        self._resolver.nameservers = [WORLD_ADDRESS]
+        self._resolver.cache = dns.resolver.Cache()  # as long as the answer says, as everybody's does
+        self._context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Requests:
         self._thread.start()
+        return self
 
-    def _run(self) -> None:
-        context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
-        request = urllib.request.Request(f"https://{self.vip}/version", headers={"Host": NAME})
-        while not self._over.wait(0.25):
-            try:
-                with urllib.request.urlopen(request, timeout=3, context=context) as answer:
-                    answer.read()
-                self.answered.append(time.time())
-            except OSError:
-                self.failed.append(time.time())
-
-    def first_after(self, moment: float) -> float | None:
-        return next((at for at in self.answered if at >= moment), None)
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._over.wait(0.25):
+            site, good = "", False
+            with suppress(OSError, dns.exception.DNSException):
+                address = self._resolver.resolve(NAME, "A", lifetime=3)[0].to_text()
+                site = SITES[address]
+                good = self._asked(address)
+            self.seen.append(Answer(time.time(), site, good))
+
+    def _asked(self, address: str) -> bool:
+        question = f"GET /version HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n"
+        with (
+            socket.create_connection((address, 443), 3) as plain,
+            self._context.wrap_socket(plain, server_hostname=NAME) as link,
+        ):
+            link.sendall(question.encode())
+            return link.recv(64).startswith(b"HTTP/1.1 200 ")
+
+    def first(self, site: str, since: datetime) -> datetime:
+        """When that site first answered; waits for it."""
+
+        def look() -> datetime | None:
+            found = (a.at for a in self.seen if a.good and a.site == site and a.at >= since.timestamp())
+            return next((datetime.fromtimestamp(at, UTC) for at in found), None)
+
+        return lab.eventually(f"an answer of {site} by its name", look, 120, 0.5) or since
+
+    def outage(self) -> float:
+        """The longest time without an answer of any site, in seconds."""
+        good = [answer.at for answer in self.seen if answer.good]
+        return round(max((b - a for a, b in pairwise(good)), default=0.0), 1)
+
+    def failed(self) -> int:
+        return sum(not answer.good for answer in self.seen)
 
 
 def orders() -> list[Record]:
@@ -88,8 +123,11 @@ def orders() -> list[Record]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def placed(records: list[Record], since: datetime) -> list[Record]:
-    return [r for r in records if r["event"] == "placed" and trading.when(r) >= since]
+def placed(records: list[Record], since: datetime, site: str = "") -> list[Record]:
+    """What was placed since, by the gateways of a site or of both."""
+    prefix = {"lab": "lab-", "lab_dr": "dr-", "": ""}[site]
+    found = (r for r in records if r["event"] == "placed" and trading.when(r) >= since)
+    return [r for r in found if r["gateway"].startswith(prefix)]
 
 
 def duplicates(records: list[Record]) -> list[str]:
@@ -105,10 +143,9 @@ def duplicates(records: list[Record]) -> list[str]:
 
 def wait_for_order(site: str, since: datetime, within: float = 180) -> Record:
     """The first order that a site's gateway has passed on since."""
-    prefix = "dr-" if site == "lab_dr" else "lab-"
 
     def look() -> Record | None:
-        return next((r for r in placed(orders(), since) if r["gateway"].startswith(prefix)), None)
+        return next(iter(placed(orders(), since, site)), None)
 
     return lab.eventually(f"an order from {site}", look, within, 1) or {}
 
@@ -162,31 +199,32 @@ def report(kind: str, **figures: Any) -> Record:
     return found
 
 
+def seconds(later: datetime, earlier: datetime) -> float:
+    return round((later - earlier).total_seconds(), 1)
+
+
 def moved(kind: str, to: str, *arguments: str) -> Record:
     """One move, measured."""
-    lab.eventually("orders flow", lambda: placed(orders(), trading.now().replace(microsecond=0)) or True, 5)
-    asked = Requests(VIPS[to])
-    try:
-        with ledger() as verdict:
-            time.sleep(3)
-            began = trading.now()
-            run = lab.succeed(promote(to, *arguments))
-            first = wait_for_order(to, began)
-            time.sleep(3)
-    finally:
-        asked.close()
+    wait_for_order("lab" if to == "lab_dr" else "lab_dr", trading.now())
+    with Requests() as client, ledger() as verdict:
+        time.sleep(3)
+        began = trading.now()
+        run = lab.succeed(promote(to, *arguments))
+        first = trading.when(wait_for_order(to, began))
+        answered = client.first(to, began)
+        time.sleep(3)
     everything = orders()
-    order_at = trading.when(first)
-    steps = steps_of()
-    before = [trading.when(r) for r in placed(everything, datetime.fromtimestamp(0, UTC)) if trading.when(r) < order_at]
-    request_at = asked.first_after(began.timestamp())
+    before = [trading.when(r) for r in placed(everything, datetime.fromtimestamp(0, UTC)) if trading.when(r) < first]
     return report(
         kind,
         to=to,
-        rto_s=round((order_at - began).total_seconds(), 1),
-        rto_requests_s=round(request_at - began.timestamp(), 1) if request_at else None,
-        requests_failed=len(asked.failed),
-        without_orders_s=round((order_at - max(before)).total_seconds(), 1) if before else None,
+        rto_s=seconds(max(first, answered), began),
+        requests_outage_s=client.outage(),
+        requests_failed=client.failed(),
+        requests=len(client.seen),
+        request_s=seconds(answered, began),
+        order_s=seconds(first, began),
+        without_orders_s=seconds(first, max(before)),
         rpo_writes_lost=verdict["lost"],
         rpo_s=0.0 if not verdict["lost"] else None,
         writes_acked=verdict["acked"],
@@ -194,7 +232,7 @@ def moved(kind: str, to: str, *arguments: str) -> Record:
         duplicate_orders=len(duplicates(everything)),
         orders_lost=unfinished(everything),
         playbook_s=round(run.seconds, 1),
-        steps=steps,
+        steps=steps_of(),
     )
 
 
@@ -234,8 +272,7 @@ def test_a_planned_switchover_loses_nothing(number: int) -> None:
 @pytest.mark.skipif("unplanned" not in KINDS, reason="DR_KINDS")
 @pytest.mark.parametrize("number", range(REPETITIONS))
 def test_a_site_that_is_lost_at_once_is_replaced(number: int) -> None:
-    asked = Requests(VIPS["lab_dr"])
-    with ledger() as verdict:
+    with Requests() as client, ledger() as verdict:
         time.sleep(5)
         lab.engine("kill", *map(lab.container, KILLED))
         lost_at = trading.now()
@@ -245,19 +282,20 @@ def test_a_site_that_is_lost_at_once_is_replaced(number: int) -> None:
             assert "confirm: seen nothing, wanted -e confirm=lab_dr" in refused.output
             confirmed = trading.now()
             run = lab.succeed(promote("lab_dr", "-e", "dr_kind=unplanned", "-e", "confirm=lab_dr"))
-            first = wait_for_order("lab_dr", confirmed)
+            first = trading.when(wait_for_order("lab_dr", confirmed))
+            answered = client.first("lab_dr", confirmed)
             time.sleep(3)
         finally:
-            asked.close()
             lab.engine("start", *map(lab.container, KILLED))
-    request_at = asked.first_after(confirmed.timestamp())
     everything = orders()
     found = report(
         "unplanned",
         to="lab_dr",
-        rto_s=round((trading.when(first) - confirmed).total_seconds(), 1),
-        rto_requests_s=round(request_at - confirmed.timestamp(), 1) if request_at else None,
-        since_the_loss_s=round((trading.when(first) - lost_at).total_seconds(), 1),
+        rto_s=seconds(max(first, answered), confirmed),
+        request_s=seconds(answered, confirmed),
+        order_s=seconds(first, confirmed),
+        requests_outage_s=client.outage(),
+        since_the_loss_s=seconds(max(first, answered), lost_at),
         rpo_writes_lost=verdict["lost"],
         writes_acked=verdict["acked"],
         printed=[
@@ -284,7 +322,6 @@ def test_a_site_that_is_lost_at_once_is_replaced(number: int) -> None:
 
 LINK = lab.ROOT / "roles/lab_host/files/link.sh"
 SUBNETS = ("10.78.0.0/24", "10.78.1.0/24")
-WORLD_ADDRESS = "10.78.0.61"
 
 
 def iptables(*rule: str) -> None:
@@ -338,8 +375,8 @@ def test_a_site_that_is_cut_off_trades_no_more_once_the_other_one_does(number: i
     healed = trading.now()
     time.sleep(60)
     everything = orders()
-    late = [r["reference"] for r in placed(everything, trading.when(first)) if r["gateway"].startswith("lab-")]
-    last = [trading.when(r) for r in placed(during, cut_at) if r["gateway"].startswith("lab-")]
+    late = placed(everything, trading.when(first), "lab")
+    last = [trading.when(r) for r in placed(during, cut_at, "lab")]
     found = report(
         "cut_off",
         to="lab_dr",
@@ -354,6 +391,142 @@ def test_a_site_that_is_cut_off_trades_no_more_once_the_other_one_does(number: i
     assert (found["orders_of_the_old_site_after"], found["duplicate_orders"]) == (0, 0)
     states = {host: lab.ssh(host, "pst-trading status --json", check=False) for host in lab.APPS}
     assert not any('"holds": true' in state for state in states.values()), states
-    assert not [r for r in placed(orders(), healed) if r["gateway"].startswith("lab-")]
+    assert not placed(orders(), healed, "lab")
     lab.succeed(lab.playbook("dr-failback", *BOTH, "-e", "dr_to=lab", timeout=1800))
     converged()
+
+
+# Broken off and failed ------------------------------------------------------------------------------------------------
+
+# Where a run is killed: the name of a task of each step, as ansible-playbook prints it when the task begins.
+MOMENTS = (
+    "Have nobody generate, then nobody trade, then nobody hold anything",
+    "Wait until nothing is missing here",
+    "mongodb : Look at the set, or have this site lead it",
+    "ib_gateway : Read what is left of it",
+    "ib_gateway : Run the gateway",
+    "Have the leases taken here",
+    "Let the guards take them",
+    "Ask through the virtual address of this site, by the name that clients use",
+)
+SPOILED = "/run/systemd/system/ib-gateway.service.d/drill.conf"
+
+
+def disturbed(to: str, moment: str, act: Callable[[subprocess.Popen[str]], None]) -> lab.Run:
+    """A planned promotion, and something that happens when a task of its last plays begins."""
+    log = lab.REPORTS / "test" / "dr-disturbed.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with log.open("w") as output:
+        process = lab.start_playbook("dr-promote", *BOTH, "-e", f"dr_to={to}", output=output.fileno())
+    try:
+        while process.poll() is None and moment:
+            move = log.read_text().partition("PLAY [Move the platform]")[2]
+            if f"TASK [{moment}]" in move:
+                act(process)
+                moment = ""
+            time.sleep(0.1)
+        process.wait(900)
+    finally:
+        if process.poll() is None:
+            lab.kill(process)
+    assert not moment, f"{moment} did not begin: {log.read_text()[-4000:]}"
+    return lab.Run(process.returncode, log.read_text(), time.monotonic() - began)
+
+
+def alternated(records: list[Record]) -> int:
+    """How often the site changed that sends orders; once is a move."""
+    sites = [r["gateway"].partition("-")[0] for r in records if r["event"] == "placed" and r["gateway"]]
+    return sum(one != other for one, other in pairwise(sites))
+
+
+@pytest.mark.skipif("broken_off" not in KINDS, reason="DR_KINDS")
+@pytest.mark.parametrize("number", range(len(MOMENTS)))
+def test_a_switchover_that_is_killed_is_carried_on(number: int) -> None:
+    source, to = ("lab", "lab_dr") if number % 2 == 0 else ("lab_dr", "lab")
+    began = trading.now()
+    wait_for_order(source, began)
+    with ledger() as verdict:
+        killed = disturbed(to, MOMENTS[number], lab.kill)
+        again = lab.succeed(promote(to, "-e", "run_break_lock=drill"))
+        wait_for_order(to, trading.now())
+    everything = orders()
+    moves = alternated([r for r in everything if trading.when(r) >= began])
+    found = report(
+        "broken_off",
+        to=to,
+        killed_at=MOMENTS[number],
+        killed_after_s=round(killed.seconds, 1),
+        playbook_s=round(again.seconds, 1),
+        moves_of_the_orders=moves,
+        rpo_writes_lost=verdict["lost"],
+        duplicate_orders=len(duplicates(everything)),
+        orders_lost=unfinished(everything),
+        steps=steps_of(),
+    )
+    assert (found["rpo_writes_lost"], found["duplicate_orders"], found["orders_lost"], moves) == (0, 0, 0, 1)
+
+
+# What goes wrong, and when it does.
+FAULTS = {
+    "the gateway does not start": MOMENTS[0],
+    "a member falls behind": MOMENTS[0],
+    "the balancers are lost": MOMENTS[5],
+}
+
+
+@contextmanager
+def spoiled(fault: str) -> Iterator[Callable[[object], None]]:
+    """Yields what does it; puts it right afterwards."""
+    balancers = ("dr-lb1", "dr-lb2")
+
+    def act(_process: object) -> None:
+        match fault:
+            case "the gateway does not start":
+                drop_in = "[Service]\nExecStartPre=/bin/false\n"
+                command = f"install -D /dev/stdin {SPOILED} && systemctl daemon-reload"
+                at_second(command, "dr-ibgw1", stdin=drop_in)
+            case "a member falls behind":
+                lab.engine("pause", lab.container("dr-mongo2"))
+            case _:
+                for host in balancers:
+                    at_second("systemctl stop keepalived haproxy", host)
+
+    try:
+        yield act
+    finally:
+        match fault:
+            case "the gateway does not start":
+                at_second(f"rm -f {SPOILED}; systemctl daemon-reload; systemctl reset-failed", "dr-ibgw1")
+            case "a member falls behind":
+                lab.engine("unpause", lab.container("dr-mongo2"))
+            case _:
+                for host in balancers:
+                    at_second("systemctl start haproxy keepalived", host)
+
+
+@pytest.mark.skipif("broken_off" not in KINDS, reason="DR_KINDS")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_step_that_fails_puts_everything_back(fault: str) -> None:
+    if not placed(orders(), trading.now() - timedelta(seconds=90), "lab"):
+        lab.succeed(promote("lab"))
+    with ledger() as verdict, Requests() as client:
+        with spoiled(fault) as act:
+            failed = disturbed("lab_dr", FAULTS[fault], act)
+        ended = trading.now()
+        wait_for_order("lab", ended)
+    everything = orders()
+    found = report(
+        "failed",
+        to="lab_dr",
+        fault=fault,
+        playbook_s=round(failed.seconds, 1),
+        said=[line.strip() for line in failed.output.splitlines() if "Everything is back" in line][:1],
+        requests_failed=client.failed(),
+        rpo_writes_lost=verdict["lost"],
+        duplicate_orders=len(duplicates(everything)),
+        orders_lost=unfinished(everything),
+    )
+    assert failed.code != 0
+    assert found["said"], failed.output[-4000:]
+    assert (found["rpo_writes_lost"], found["duplicate_orders"], found["orders_lost"]) == (0, 0, 0)
