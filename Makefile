@@ -6,7 +6,7 @@ LAB_DR := inventories/lab_dr
 PLAY := ansible-playbook -i $(LAB)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs trace support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-observe drill-restore bench docs lock clean
+.PHONY: help venv lab lab-down lab-dr lab-dr-down dr-status status logs trace support-bundle test lint unit molecule integration drill-interrupt drill-trade-once drill-pysystemtrade drill-changes drill-observe drill-restore drill-dr bench docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ drill-changes: venv ## every planned change of the lab under load: no request fa
 
 drill-restore: venv ## the lab's MongoDB loses all its disks and is restored to a named second; bad repositories are refused
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_restore.py
+
+drill-dr: venv ## the platform moves between the lab and its second site, planned and by force (DR_REPETITIONS=5, DR_KINDS=planned,unplanned,cut_off,broken_off)
+	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_dr.py
+
 drill-observe: venv ## faults on the lab: each alert fires, somebody is told, and told again at its end (OBSERVE_ONLY=RedisDown,…)
 	@python -m pytest -q -s -p no:cacheprovider tests/integration/drill_observe.py
 

@@ -308,6 +308,16 @@ def test_a_hand_over_that_does_not_come_says_who_holds(host, run):
     assert "reserved" not in said
 
 
+def test_several_placements_are_done_in_the_order_given(host, run):
+    code, said, _ = run("lease", "want", "nobody", "--placement", "strategies", "trading")
+    assert code == 0
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["strategies", "trading"]
+    code, said, complaint = run("lease", "clear-want", "--placement", "trading", "nothing", "strategies")
+    assert code == 1
+    assert "nothing" in complaint
+    assert said.startswith("trading: ")
+
+
 @pytest.mark.parametrize("who", ["app9/blue", "app1", "app1/red", "nobody/blue"])
 def test_a_hand_over_to_nobody_that_there_is_is_refused(run, who):
     code, _, complaint = run("lease", "want", who)

@@ -160,10 +160,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _lease_commands(commands: Any) -> None:
-    def command(name: str, run: Callable[[Host, Any], int | None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[Host, Any], None], text: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-        added.add_argument("--placement", default="trading")
-        added.set_defaults(run=run)
+        added.add_argument("--placement", nargs="+", default=["trading"], help="one or several, in this order")
+        added.set_defaults(run=_each(run))
         return added
 
     command("show", _lease_show, "show the lease").add_argument("--json", action="store_true")
@@ -368,6 +368,16 @@ def describe(lease: Document) -> str:
     if wanted := lease["wanted"]:
         words.append(f"reserved for {wanted['host']}/{wanted['colour']}" if wanted["colour"] else "reserved for nobody")
     return ", ".join(words)
+
+
+def _each(run: Callable[[Host, Any], None]) -> Callable[[Host, Any], None]:
+    """Do for several placements what is for one; the first that is refused ends it."""
+
+    def run_each(host: Host, options: Any) -> None:
+        for placement in options.placement:
+            run(host, argparse.Namespace(**vars(options) | {"placement": placement}))
+
+    return run_each
 
 
 def _lease_show(host: Host, options: Any) -> None:
