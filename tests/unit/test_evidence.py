@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +17,7 @@ import pst_probe
 import pytest
 from conftest import ROOT
 
-from ansible_collections.pst.platform.plugins.module_utils import evidence
+from ansible_collections.pst.platform.plugins.module_utils import evidence, evidence_probe
 from ansible_collections.pst.platform.plugins.module_utils.evidence_probe import EvidenceError, Run, Settings, wait
 
 START = 1_800_000_000.0
@@ -299,11 +299,19 @@ def test_a_run_that_was_left_is_found_and_ended(tmp_path: Path, stand_in: dict[s
     os.waitpid(pid, 0)
 
 
-def test_a_platform_that_does_not_serve_is_told_and_nothing_runs(tmp_path: Path, stand_in: dict[str, str]) -> None:
+def test_a_platform_that_does_not_serve_is_told_and_nothing_runs(
+    tmp_path: Path, stand_in: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path, "lab")
+
+    def once_it_has_told(enough: Callable[[], bool], seconds: float) -> bool:
+        """Lose patience only after the probe's first word: its start takes as long as the machine lets it."""
+        return wait(lambda: bool(run.progress().get("failed")), 30) and wait(enough, seconds)
+
+    monkeypatch.setattr(evidence_probe, "wait", once_it_has_told)
     asked = settings(stand_in, url=f"{stand_in['url']}/nothing", post_url="")
-    with pytest.raises(EvidenceError, match=r"seen 0 successes and the failures \{'status-404': \d+\} within 3 s"):
-        run.begin(asked, "t", PROBE, 10, 3)
+    with pytest.raises(EvidenceError, match=r"seen 0 successes and the failures \{'status-404': \d+\} within 0.5 s"):
+        run.begin(asked, "t", PROBE, 10, 0.5)
     assert not run.exists
 
 

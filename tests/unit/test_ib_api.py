@@ -32,6 +32,7 @@ def message(*fields: object) -> bytes:
 HELLO = message(176, "20261122 12:00:00 UTC")
 ACCOUNTS = message(15, 1, "DU1,DU2")
 NEXT_ID = message(9, 1, 5)
+BUSY = 10.0  # what a busy machine may add to a bound (seconds)
 FARM_OK = message(4, 2, -1, 2104, "Market data farm connection is OK", "")
 
 
@@ -54,7 +55,7 @@ def gateway() -> Iterator[Callable[[Script], int]]:
                     with connection:
                         try:
                             script(connection)
-                            done.wait(5)
+                            done.wait(60)
                         except OSError:
                             pass
 
@@ -73,20 +74,20 @@ def answering(*answers: bytes) -> Script:
     return script
 
 
-def failure(target: Target, timeout: float = 0.5) -> str:
+def failure(target: Target, timeout: float = 5) -> str:
     with pytest.raises(ProbeError) as caught:
         probe(target, timeout)
     return str(caught.value)
 
 
 def test_handshake(gateway: Callable[[Script], int]) -> None:
-    health = probe(Target("127.0.0.1", gateway(answering(HELLO))), 2)
+    health = probe(Target("127.0.0.1", gateway(answering(HELLO))), 10)
     assert (health.server_version, health.accounts, health.next_order_id) == (176, (), None)
 
 
 def test_session(gateway: Callable[[Script], int]) -> None:
     port = gateway(answering(HELLO, FARM_OK, ACCOUNTS, NEXT_ID))
-    health = probe(Target("127.0.0.1", port, client_id=999, trading_mode="paper", accounts=("DU2",)), 2)
+    health = probe(Target("127.0.0.1", port, client_id=999, trading_mode="paper", accounts=("DU2",)), 10)
     assert (health.accounts, health.next_order_id) == (("DU1", "DU2"), 5)
 
 
@@ -111,25 +112,26 @@ def test_error_that_means_unhealthy(gateway: Callable[[Script], int], code: int)
 def test_frozen_gateway_is_unhealthy_within_the_bound(gateway: Callable[[Script], int]) -> None:
     port = gateway(lambda connection: None)
     start = time.monotonic()
-    assert "no answer to the handshake within 0.5 s" in failure(Target("127.0.0.1", port))
-    assert time.monotonic() - start < 1.5
+    assert "no answer to the handshake within 0.5 s" in failure(Target("127.0.0.1", port), 0.5)
+    assert time.monotonic() - start < 0.5 + BUSY
 
 
 def test_gateway_that_drips_is_bound_as_well(gateway: Callable[[Script], int]) -> None:
     def drip(connection: socket.socket) -> None:
-        for byte in HELLO * 10:
+        for byte in message("x" * 600):
             connection.sendall(bytes([byte]))
             time.sleep(0.1)
 
     start = time.monotonic()
-    assert "no answer to the handshake" in failure(Target("127.0.0.1", gateway(drip)))
-    assert time.monotonic() - start < 1.5
+    assert "no answer to the handshake" in failure(Target("127.0.0.1", gateway(drip)), 0.5)
+    assert time.monotonic() - start < 0.5 + BUSY
 
 
 def test_gateway_without_login_is_unhealthy_for_a_session_only(gateway: Callable[[Script], int]) -> None:
     port = gateway(answering(HELLO))
-    assert probe(Target("127.0.0.1", port), 1).server_version == 176
-    assert "no answer to the session within" in failure(Target("127.0.0.1", gateway(answering(HELLO)), client_id=1))
+    assert probe(Target("127.0.0.1", port), 10).server_version == 176
+    silent = Target("127.0.0.1", gateway(answering(HELLO)), client_id=1)
+    assert "no answer to the session within" in failure(silent, 3)  # the handshake has to come in this time
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_wait_asks_again_until_healthy(gateway: Callable[[Script], int]) -> None
             connection.shutdown(socket.SHUT_RDWR)
             raise OSError
 
-    assert wait_healthy(Target("127.0.0.1", gateway(second_time)), 1, wait=5, pause=0.05).server_version == 176
+    assert wait_healthy(Target("127.0.0.1", gateway(second_time)), 10, wait=30, pause=0.05).server_version == 176
 
 
 def test_wait_ends(gateway: Callable[[Script], int]) -> None:
@@ -176,7 +178,7 @@ def test_wait_ends(gateway: Callable[[Script], int]) -> None:
     start = time.monotonic()
     with pytest.raises(ProbeError):
         wait_healthy(Target("127.0.0.1", gateway(hang_up)), 0.2, wait=0.5, pause=0.05)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 0.5 + BUSY
 
 
 def test_a_person_is_given_more_time_than_the_program(gateway: Callable[[Script], int]) -> None:
@@ -184,15 +186,15 @@ def test_a_person_is_given_more_time_than_the_program(gateway: Callable[[Script]
         raise OSError
 
     target = Target("127.0.0.1", gateway(hang_up))
-    for pending, wait, pending_wait, least, most in (
-        (True, 60, 0.4, 0.3, 2),
-        (False, 0.0, 60, 0, 2),
-        (True, 60, 0, 0, 2),
+    for pending, wait, pending_wait, least in (
+        (True, 60, 0.4, 0.3),
+        (False, 0.0, 60, 0),
+        (True, 60, 0, 0),
     ):
         start = time.monotonic()
         with pytest.raises(ProbeError):
             wait_healthy(target, 0.2, wait, 0.05, lambda value=pending: value, pending_wait)
-        assert least <= time.monotonic() - start < most
+        assert least <= time.monotonic() - start < 0.5 + BUSY
 
 
 @pytest.mark.parametrize(

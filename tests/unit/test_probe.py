@@ -28,7 +28,8 @@ def against(handler: Handler, **plan: Any) -> dict[str, Any]:
         async with await asyncio.start_server(handler, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             url = f"http://probe.test:{port}/"
-            settings = {"rate": 100, "duration": 0.2, "timeout": 1, "connect": "127.0.0.1"} | plan
+            # Server and probe share one loop: a time-out that a busy machine reaches would be the test's, not theirs.
+            settings = {"rate": 100, "duration": 0.2, "timeout": 20, "connect": "127.0.0.1"} | plan
             if settings.pop("post", False):
                 settings["post_url"] = url
             return await probe.Probe(probe.Plan(url, **settings)).run()
@@ -54,11 +55,11 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answ
 
 
 def test_good_server_gives_a_clean_account() -> None:
-    result = against(serve, post=True, post_share=0.5)
+    result = against(serve, post=True, post_share=0.5, rate=20, duration=1)
     assert result["sent"] == result["ok"] == 20
     assert result["failed"] == {}
     assert result["posted_ok"] == 10
-    assert result["longest_gap_s"] < 0.2
+    assert result["longest_gap_s"] < 0.5 + result["late_ms"] / 1000  # what the machine held up is no gap of the server
 
 
 def test_answers_of_every_framing_are_read_whole() -> None:
@@ -94,7 +95,7 @@ def test_nobody_listening_is_refused() -> None:
         port = server.sockets[0].getsockname()[1]
         server.close()
         await server.wait_closed()
-        plan = probe.Plan(f"http://x:{port}/", connect="127.0.0.1", rate=50, duration=0.1, timeout=1)
+        plan = probe.Plan(f"http://x:{port}/", connect="127.0.0.1", rate=50, duration=0.1, timeout=20)
         return await probe.Probe(plan).run()
 
     assert asyncio.run(scenario())["failed"] == {"refused": 5}
@@ -125,13 +126,13 @@ def test_stop_ends_early_with_an_account() -> None:
     async def scenario() -> dict[str, Any]:
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            running = probe.Probe(probe.Plan(f"http://127.0.0.1:{port}/", "", rate=50, duration=60, timeout=1))
+            running = probe.Probe(probe.Plan(f"http://127.0.0.1:{port}/", "", rate=50, duration=60, timeout=20))
             asyncio.get_running_loop().call_later(0.2, running.stopped.set)
             return await running.run()
 
     result = asyncio.run(scenario())
     assert result["failed"] == {}
-    assert 0.1 < result["duration_s"] < 5
+    assert 0.1 < result["duration_s"] < 30
 
 
 @given(st.integers(0, 10**6), st.integers(1, 500), st.floats(0, 1))
@@ -218,17 +219,28 @@ def test_connection_that_is_announced_to_close_is_not_used_again() -> None:
     assert connections == 10
 
 
-def test_request_on_a_connection_that_breaks_under_it_is_a_failure_and_is_not_sent_again() -> None:
+def test_request_on_a_connection_that_breaks_under_it_is_a_failure_and_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A GET might be sent again (RFC 9110, 9.2.2); the probe tells what became of the one that it sent."""
+    # One request at a time, however late they are: every second one meets a connection that breaks.
+    monkeypatch.setattr(probe, "POOL", 1)
+    monkeypatch.setattr(probe, "IDLE_S", 60)
+    seen = broken = 0
 
     async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen, broken
         await serve(reader, Unclosed(writer), OK, 1)  # type: ignore[arg-type]
+        seen += 1
         await reader.readuntil(b"\r\n\r\n")
+        seen += 1
+        broken += 1
         writer.close()
 
     result = against(breaks, new_share=0, rate=20, duration=0.4)
-    assert result["sent"] == 8
-    assert result["failed"] == {"closed": 4}
+    assert result["sent"] == seen == 8
+    assert result["failed"] == {"closed": broken}
+    assert broken == 4
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from pst_trading import link as link_module
 from pst_trading.link import Link
 from pst_trading.streams import Endpoint
 
+ACCEPT_S = 2  # more than a busy machine makes a connection take
+
 
 class Host:
     """A gateway host that answers each line with its name."""
@@ -47,7 +49,7 @@ class Client:
 
     async def ask(self) -> str:
         self.writer.write(b"?\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return (await self.reader.readline()).decode()[:3].strip()
 
 
@@ -65,7 +67,7 @@ class World:
 
 @asynccontextmanager
 async def linked(*gateways: Endpoint) -> AsyncIterator[World]:
-    link = Link(gateways, accept_s=0.3)
+    link = Link(gateways, accept_s=ACCEPT_S)
     server = await asyncio.start_server(link.accept, "127.0.0.1", 0)
     world = World(server.sockets[0].getsockname()[1])
     try:
@@ -115,10 +117,10 @@ def test_a_host_that_does_not_answer_costs_its_time_once():
             async with linked(dead.endpoint, live.endpoint) as world:
                 began = loop.time()
                 assert await (await world.client()).ask() == "2nd"
-                assert loop.time() - began >= 0.3
+                assert loop.time() - began >= ACCEPT_S
                 began = loop.time()
                 assert await (await world.client()).ask() == "2nd"
-                assert loop.time() - began < 0.3
+                assert loop.time() - began < ACCEPT_S
                 live.down()
             for one in fill:
                 one.close()
