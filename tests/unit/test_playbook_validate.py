@@ -65,8 +65,14 @@ def run(*inventories: Path, arguments: tuple[str, ...] = ()) -> subprocess.Compl
         command += ["-i", str(inventory)]
     environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
+
+
+def cpu_seconds() -> float:
+    """Of all the processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def problems(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -109,13 +115,17 @@ def test_the_examples_have_the_same_keys() -> None:
 
 def test_the_lab_passes_and_quickly(tmp_path: Path) -> None:
     lab = copy("lab", tmp_path, filled=False)  # a copy, since its secrets are made on first use
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = cpu_seconds()
+    subprocess.run(
+        [Path(sys.executable).parent / "ansible-inventory", "--list", "-i", lab], check=True, stdout=subprocess.DEVNULL
+    )
+    listed = cpu_seconds()
     result = run(lab)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    validated = cpu_seconds()
     assert problems(result) == []
     assert result.returncode == 0, result.stdout + result.stderr
-    # CPU seconds, since other work on the machine stretches the clock's.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    # Against what it takes to read the inventory alone (4.5 times that, measured): the machine is shared.
+    assert validated - listed < 8 * (listed - before)
 
 
 def test_all_errors_are_told_at_once_with_their_place(tmp_path: Path) -> None:
