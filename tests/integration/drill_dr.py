@@ -4,7 +4,7 @@ Needs the lab and lab_dr up (`make lab lab-dr`). DR_REPETITIONS (5) of each kind
 writes `reports/dr-<kind>-<UTC time>.json`.
 
 Who is believed: the broker's order log (lab-mon1, the outside world of both sites, is never killed), the ledger of a
-writer that runs on an application node of the second site, and requests through each site's virtual address.
+writer that runs on an application node of the second site, and a client that follows the service's name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import dns.exception
 import dns.resolver
 import lab
 import pytest
+import trade_once
 import trading
 
 REPETITIONS = int(os.environ.get("DR_REPETITIONS", "5"))
@@ -41,7 +42,6 @@ WORLD_ADDRESS = "10.78.0.61"
 KILLED = tuple(host for host in lab.HOSTS if host != WORLD)
 WRITER = "dr-app1"
 MEMBERS = "dr-mongo1.lab-dr.pst.test:27017,dr-mongo2.lab-dr.pst.test:27017"
-BAR_S = 60.0
 Record = dict[str, Any]
 
 
@@ -132,13 +132,10 @@ def placed(records: list[Record], since: datetime, site: str = "") -> list[Recor
 
 def duplicates(records: list[Record]) -> list[str]:
     """References of which the broker has taken more than one order; a reference ends with what it was made from."""
-    references = Counter(r["reference"] for r in records if r["event"] == "placed" and r["reference"])
-    origins = Counter(
-        r["reference"].split(":")[3] for r in records if r["event"] == "placed" and r["reference"].count(":") == 3
-    )
-    return sorted(
-        [name for name, count in references.items() if count > 1] + [n for n, count in origins.items() if count > 1]
-    )
+    accepted = trade_once.placements(records)
+    references = Counter(order.reference for order in accepted if order.reference)
+    origins = Counter(str(order.origin) for order in accepted if order.origin is not None)
+    return sorted(name for counted in (references, origins) for name, count in counted.items() if count > 1)
 
 
 def wait_for_order(site: str, since: datetime, within: float = 180) -> Record:
@@ -185,7 +182,7 @@ def steps_of() -> list[Record]:
     steps = json.loads(newest.read_text())["steps"]
     moments = [datetime.fromisoformat(step["at"]) for step in steps]
     return [
-        {"step": step["step"], "s": round((after - at).total_seconds(), 1)}
+        {"step": step["step"], "s": seconds(after, at)}
         for step, at, after in zip(steps, moments, moments[1:], strict=False)
     ]
 
@@ -203,13 +200,13 @@ def seconds(later: datetime, earlier: datetime) -> float:
     return round((later - earlier).total_seconds(), 1)
 
 
-def moved(kind: str, to: str, *arguments: str) -> Record:
+def moved(kind: str, to: str) -> Record:
     """One move, measured."""
     wait_for_order("lab" if to == "lab_dr" else "lab_dr", trading.now())
     with Requests() as client, ledger() as verdict:
         time.sleep(3)
         began = trading.now()
-        run = lab.succeed(promote(to, *arguments))
+        run = lab.succeed(promote(to))
         first = trading.when(wait_for_order(to, began))
         answered = client.first(to, began)
         time.sleep(3)
@@ -238,19 +235,7 @@ def moved(kind: str, to: str, *arguments: str) -> Record:
 
 def unfinished(records: list[Record]) -> int:
     """Orders that the broker took and that came to no end, for longer than a minute."""
-    open_orders: dict[Any, datetime] = {}
-    left: Counter[Any] = Counter()
-    for record in records:
-        key = record["perm_id"]
-        if record["event"] == "placed":
-            open_orders[key], left[key] = trading.when(record), abs(record["quantity"])
-        elif record["event"] == "filled":
-            left[key] -= record["shares"]
-            if left[key] <= 0:
-                open_orders.pop(key, None)
-        elif record["event"] in ("cancelled", "rejected"):
-            open_orders.pop(key, None)
-    return sum((trading.now() - at).total_seconds() > 60 for at in open_orders.values())
+    return sum((trading.now() - order.at).total_seconds() > 60 for order in trade_once.open_at_broker(records))
 
 
 def converged() -> None:
@@ -331,20 +316,17 @@ def iptables(*rule: str) -> None:
 @contextmanager
 def cut_off() -> Iterator[None]:
     """The first site lives on, and reaches the broker; neither the second site nor this machine reaches it."""
-    before_link = [
-        (chain, "-s", one, "-d", other, "-j", "ACCEPT")
-        for chain in ("DOCKER-USER",)
-        for one, other in ((WORLD_ADDRESS, SUBNETS[1]), (SUBNETS[1], WORLD_ADDRESS))
+    ways = ((WORLD_ADDRESS, SUBNETS[1]), (SUBNETS[1], WORLD_ADDRESS))
+    tables = (("filter", "DOCKER-USER"), ("nat", "POSTROUTING"))
+    let_pass = [
+        (table, chain, "-s", one, "-d", other, "-j", "ACCEPT") for table, chain in tables for one, other in ways
     ]
-    nat = [(one, other) for one, other in ((WORLD_ADDRESS, SUBNETS[1]), (SUBNETS[1], WORLD_ADDRESS))]
     hosts = [
         lab.engine("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", lab.container(h))
         for h in KILLED
     ]
-    for rule in before_link:
-        iptables("-I", *rule)
-    for one, other in nat:
-        iptables("-t", "nat", "-I", "POSTROUTING", "-s", one, "-d", other, "-j", "ACCEPT")
+    for table, *rule in let_pass:
+        iptables("-t", table, "-I", *rule)
     subprocess.run(["sh", str(LINK), "down", *SUBNETS], check=True, timeout=30)
     for address in hosts:
         iptables("-I", "OUTPUT", "-d", address, "-j", "DROP")
@@ -354,10 +336,8 @@ def cut_off() -> Iterator[None]:
         for address in hosts:
             iptables("-D", "OUTPUT", "-d", address, "-j", "DROP")
         subprocess.run(["sh", str(LINK), "up", *SUBNETS], check=True, timeout=30)
-        for rule in before_link:
-            iptables("-D", *rule)
-        for one, other in nat:
-            iptables("-t", "nat", "-D", "POSTROUTING", "-s", one, "-d", other, "-j", "ACCEPT")
+        for table, *rule in let_pass:
+            iptables("-t", table, "-D", *rule)
 
 
 @pytest.mark.skipif("cut_off" not in KINDS, reason="DR_KINDS")
@@ -380,8 +360,8 @@ def test_a_site_that_is_cut_off_trades_no_more_once_the_other_one_does(number: i
     found = report(
         "cut_off",
         to="lab_dr",
-        rto_s=round((trading.when(first) - confirmed).total_seconds(), 1),
-        old_site_stopped_before_s=round((trading.when(first) - max(last)).total_seconds(), 1),
+        rto_s=seconds(trading.when(first), confirmed),
+        old_site_stopped_before_s=seconds(trading.when(first), max(last)),
         orders_of_the_old_site_after=len(late),
         duplicate_orders=len(duplicates(everything)),
         orders_lost=unfinished(everything),
