@@ -6,6 +6,7 @@ The bars are those of the issue; the machine is slow and shared, so the figures 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -103,6 +104,16 @@ def test_balancer_that_holds_the_virtual_address_loses_its_power() -> None:
     lab.record("balancer_lost", bar_s=0.5, **short(result))
     assert result["longest_gap_s"] <= 0.5 * lab.SLACK + result["late_ms"] / 1000
     lab.wait_until_all_serve()
+
+
+def test_a_balancer_that_a_killed_run_has_drained_takes_part_again() -> None:
+    """What a run of site.yml leaves that is killed after a balancer's restart, before it gives the balancer back."""
+    (left,) = {*lab.BALANCERS} - {lab.vip_holder()}
+    lab.ssh(left, "touch /run/pst/drained_by_run && pst-lb release maintenance")
+    lab.succeed(lab.playbook("site", "--tags", "load_balancer"))
+    assert json.loads(lab.ssh(left, "pst-lb state"))["forbidden"] == []
+    again = lab.succeed(lab.playbook("site", "--tags", "load_balancer"))
+    assert again.total("changed") == 0, again.changed_tasks()
 
 
 def test_app_node_loses_its_power() -> None:
