@@ -1,14 +1,17 @@
 """make drill-interrupt: site.yml is safe to kill at any point; run again, it converges.
 
 Kills the control process (SIGKILL to its whole process group) at two random points while it replaces one lost host of
-each kind, and at ten random points of a whole first installation. The seed is printed, so that a failure can be
+each kind, and at ten random points of a whole first installation: in the middle of a task that is drawn, so that a
+machine that is faster by then than it was before does not matter. The seed is printed, so that a failure can be
 repeated: INTERRUPT_SEED=… make drill-interrupt. The lab is made anew: whatever was in it is gone. About two hours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import subprocess
 import time
 
 import lab
@@ -18,10 +21,33 @@ SEED = int(os.environ.get("INTERRUPT_SEED", str(time.time_ns() % 1_000_000)))
 REBUILT = ("lab-lb2", "lab-app3", "lab-mongo3", "lab-redis3", "lab-ibgw2")
 
 
+def tasks(output: str) -> int:
+    """Return how many tasks of site.yml have begun, beyond those that contact no host."""
+    site = output.partition("PLAY [Check that no run is changing the site]")[2]
+    return site.partition("PLAY [Ask through the virtual address]")[0].count("\nTASK [")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def platform() -> float:
-    """In place of conftest.py's: a lab made anew; how long that took is the range that the points are drawn from."""
-    return lab.anew().seconds
+def platform() -> int:
+    """In place of conftest.py's: a lab made anew; its tasks are the range that the points are drawn from."""
+    return tasks(lab.anew().output)
+
+
+def killed_in_task(number: int, after: float) -> bool:
+    """Start site.yml and SIGKILL its process group so many seconds into this task; False where it had ended by then."""
+    log = lab.REPORTS / "test" / "interrupted.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process = lab.start_playbook("site", output=output.fileno())
+    try:
+        over = f"task {number} of site.yml"
+        lab.eventually(over, lambda: process.poll() is not None or tasks(log.read_text()) >= number, 1800, 0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(after)
+        return process.poll() is None
+    finally:
+        if process.poll() is None:
+            lab.kill(process)
 
 
 def converges() -> None:
@@ -46,11 +72,11 @@ def test_a_run_killed_while_it_replaces_lost_hosts() -> None:
 
 
 @pytest.mark.parametrize("point", [random.Random(SEED + index).random() for index in range(10)])
-def test_a_first_installation_killed_at_a_random_point_converges(point: float, platform: float) -> None:
+def test_a_first_installation_killed_at_a_random_point_converges(point: float, platform: int) -> None:
     lab.succeed(lab.playbook("lab-down"))
     lab.succeed(lab.playbook("lab", "--tags", "hosts"))
-    after = point * platform * 0.9
-    killed = lab.interrupted("site", after)
-    lab.record(f"interrupted_at_{point:.2f}", killed=killed, after_seconds=round(after, 1), seed=SEED)
+    number, after = int(point * platform) + 1, random.Random(point).random()
+    killed = killed_in_task(number, after)
+    lab.record(f"interrupted_at_{point:.2f}", killed=killed, task=number, of=platform, seed=SEED)
     assert killed
     converges()
