@@ -95,8 +95,6 @@ def test_a_lost_first_site_is_no_reason_against_it(seen: dict[str, dict[str, Any
         ("two-app", {"trading": {"leases": {}, "guard": None}}, "guards that wait"),
         ("two-gw", {"services": [service("two-gw", "ib_gateways", "gateway", "answers")]}, "gateways logged out"),
         ("two-gw", {"endpoints": {"broker:1": 124}}, "reached"),
-        ("two-app", {"ages": {"redis": 301.0}}, "Redis copied"),
-        ("two-app", {"ages": {"parquet": None}}, "Parquet copied"),
     ],
 )
 def test_each_line_says_no(seen: dict[str, dict[str, Any]], host: str, change: dict[str, Any], check: str) -> None:

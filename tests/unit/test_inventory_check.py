@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.pst.platform.plugins.action import validate_inventory
 from ansible_collections.pst.platform.plugins.module_utils import inventory_check as rules
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,6 +46,7 @@ SITE = {
     "site_maintenance_windows": [{"days": ["Sat"], "start": "00:00", "end": "00:00"}],
     "site_state_dir": "/state",
     "site_cache_dir": "/cache",
+    "site_secrets_backend": "vars",
 }
 TIERS = {"load_balancers": 2, "app_nodes": 3, "mongodb": 3, "redis": 3, "ib_gateways": 2, "monitoring": 1}
 Inventory = dict[str, rules.Host]
@@ -398,3 +401,13 @@ def test_a_transposed_key_is_recognised(word: str, position: int) -> None:
 )
 def test_placeholders_are_found_however_deep(value: Any) -> None:
     assert bool(list(rules.placeholders(value, "key"))) == (rules.PLACEHOLDER in str(value))
+
+
+def test_what_sops_puts_into_a_file_is_no_variable_of_the_inventory() -> None:
+    class HostVars:
+        def raw_get(self, name: str) -> dict[str, Any]:
+            found = {"sops": {"mac": "ENC[…]"}, "site_name": "test", "site_nmae": "test", "inventory_hostname": name}
+            return {"group_names": ["mongodb", "site_test"], **found}
+
+    host = validate_inventory.read_host(DataLoader(), HostVars(), "m1", CONTRACT, {}, set())
+    assert set(host.written) == {"site_name", "site_nmae"}

@@ -24,10 +24,10 @@ try:  # Ansible tags each value with the file and line that it came from. Only t
 except ImportError:
     Origin = None
 
-# What Ansible itself adds to the variables of every host.
+# What Ansible itself adds to the variables of every host, and SOPS to a file that it encrypts.
 MAGIC = {
     *("environment", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file", "inventory_hostname"),
-    *("inventory_hostname_short", "omit", "play_hosts", "playbook_dir", "role_names", "vars"),
+    *("inventory_hostname_short", "omit", "play_hosts", "playbook_dir", "role_names", "sops", "vars"),
 }
 
 

@@ -18,7 +18,6 @@ TIERS: Mapping[str, str] = {
     "mongodb": "MongoDB",
     "redis": "Redis",
     "ib_gateways": "IB Gateway",
-    "parquet": "Parquet",
     "monitoring": "Monitoring",
     "backup": "Backup",
     "dns": "DNS",

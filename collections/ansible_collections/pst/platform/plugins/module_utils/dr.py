@@ -29,8 +29,6 @@ class Limits:
     """What the site that stands by may be behind, in seconds."""
 
     mongodb_s: float = 10.0
-    redis_s: float = 300.0
-    parquet_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ class Host:
     trading: Mapping[str, Any] | None = None  # pst-trading status --json
     slots: Mapping[str, Any] | None = None
     endpoints: Mapping[str, int] | None = None  # exit status of a try to connect
-    ages: Mapping[str, float | None] | None = None  # of copies, by what: "redis", "parquet"
     reason: str = ""
 
     @classmethod
@@ -158,18 +155,6 @@ def replication(standby: Sequence[Host], limits: Limits) -> Iterator[Line]:
     ok = len(known) == members and max(known, default=0.0) <= limits.mongodb_s
     value = f"{max(known):.1f} s, {len(known)} members" if known else "not known"
     yield Line("replication", "MongoDB behind", value, f"{limits.mongodb_s:g} s, {members} members", ok=ok)
-    for what, title, limit in (
-        ("redis", "Redis copied", limits.redis_s),
-        ("parquet", "Parquet copied", limits.parquet_s),
-    ):
-        ages = [host.ages[what] for host in standby if host.ages and what in host.ages]
-        if not ages:
-            continue
-        age = max((found for found in ages if found is not None), default=None)
-        value = "never" if age is None or None in ages else f"{age:.0f} s ago"
-        yield Line(
-            "replication", title, value, f"{limit:g} s", ok=age is not None and None not in ages and age <= limit
-        )
 
 
 def application(standby: Sequence[Host], leading: Sequence[Host]) -> Iterator[Line]:

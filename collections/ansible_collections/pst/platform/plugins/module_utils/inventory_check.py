@@ -37,11 +37,11 @@ ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "monitoring": (("monitoring", "main"), ("console", "main")),
 }
 REQUIRED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways", "monitoring")
-OPTIONAL_TIERS = ("parquet", "backup", "dns")
+OPTIONAL_TIERS = ("backup", "dns")
 TIERS = REQUIRED_TIERS + OPTIONAL_TIERS
 
 # A host serves one tier, so that losing it costs one member. These pairs are harmless and save machines.
-MAY_SHARE = {frozenset(pair) for pair in (("app_nodes", "parquet"), *combinations(("monitoring", "backup", "dns"), 2))}
+MAY_SHARE = {frozenset(pair) for pair in combinations(("monitoring", "backup", "dns"), 2)}
 
 # Tiers that survive the loss of a host, and so must be spread over zones.
 CLUSTERED_TIERS = ("load_balancers", "app_nodes", "mongodb", "redis", "ib_gateways")
