@@ -5,8 +5,8 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 install() { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null; }
 
-install ca-certificates chrony logrotate openssl procps rsync tzdata nftables prometheus-node-exporter
-systemctl start chrony prometheus-node-exporter
+install ca-certificates chrony logrotate openssl procps rsync tzdata nftables prometheus-node-exporter rsyslog rsyslog-relp
+systemctl start chrony prometheus-node-exporter rsyslog
 nft add table inet floor
 
 case $1 in
@@ -14,7 +14,7 @@ case $1 in
         install curl haproxy iproute2 keepalived
         systemctl start haproxy ;;
     mongodb)
-        install python3-pymongo libcurl4 libssl3
+        install python3-pymongo libcurl4 libssl3 restic
         cp "$(find "$here/mongodb" -name mongod | head -1)" /usr/local/bin/mongod && chmod 0755 /usr/local/bin/mongod
         mkdir -p /var/lib/floor
         systemd-run --quiet --unit=floor-mongod /usr/local/bin/mongod --dbpath /var/lib/floor --replSet floor --bind_ip_all ;;
@@ -22,6 +22,7 @@ case $1 in
         install redis-server redis-sentinel
         systemctl start redis-server redis-sentinel ;;
     app_nodes)
+        install python3-pymongo python3-pymongo-ext python3-bson-ext restic
         for part in releases agent; do
             folder=/srv/floor/$part
             mkdir -p "$folder"
@@ -30,8 +31,10 @@ case $1 in
             PYTHONPATH=$(find "$folder/wheels" -name 'pip-*.whl') "$folder/venv/bin/python" -m pip install --quiet --no-index \
                 --find-links "$folder/wheels" --requirement "$folder/source/requirements.txt"
         done ;;
-    ib_gateways) ;;
+    ib_gateways)
+        install python3-pymongo python3-pymongo-ext python3-bson-ext ;;
     monitoring)
-        install prometheus
-        systemctl start prometheus ;;
+        install prometheus prometheus-alertmanager prometheus-redis-exporter nginx knot knot-dnsutils rclone restic \
+            python3-pymongo python3-pymongo-ext python3-bson-ext python3-dnspython
+        systemctl start prometheus prometheus-alertmanager nginx knot ;;
 esac
