@@ -8,10 +8,8 @@ repeated: INTERRUPT_SEED=… make drill-interrupt. The lab is made anew: whateve
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import subprocess
 import time
 
 import lab
@@ -40,11 +38,9 @@ def killed_in_task(number: int, after: float) -> bool:
     with log.open("w") as output:
         process = lab.start_playbook("site", output=output.fileno())
     try:
-        over = f"task {number} of site.yml"
-        lab.eventually(over, lambda: process.poll() is not None or tasks(log.read_text()) >= number, 1800, 0.1)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(after)
-        return process.poll() is None
+        begun = f"task {number} of site.yml"
+        lab.eventually(begun, lambda: process.poll() is not None or tasks(log.read_text()) >= number, 1800, 0.1)
+        return lab.killed_after(process, after)
     finally:
         if process.poll() is None:
             lab.kill(process)

@@ -146,15 +146,19 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def interrupted(name: str, after: float, *arguments: str) -> bool:
-    """Start a playbook and SIGKILL its process group after so many seconds; False where it had ended by then."""
-    process = start_playbook(name, *arguments, output=subprocess.DEVNULL)
+def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
+    """SIGKILL the process group of a playbook that runs after so many seconds; False where it had ended by then."""
     try:
-        process.wait(after)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         kill(process)
         return True
     return False
+
+
+def interrupted(name: str, after: float, *arguments: str) -> bool:
+    """Start a playbook and SIGKILL its process group after so many seconds; False where it had ended by then."""
+    return killed_after(start_playbook(name, *arguments, output=subprocess.DEVNULL), after)
 
 
 def ssh(host: str, command: str, *, check: bool = True, timeout: float = 60, stdin: str = "") -> str:
