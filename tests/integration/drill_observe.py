@@ -1,9 +1,11 @@
 """make drill-observe: a fault is injected for real, its alert fires, somebody is told, and told again when it is over.
 
-Waiting times are compressed (OBSERVE_SCALE, 0.1: a minute is six seconds), by the role's own variable; thresholds are
-those of production. Notifications arrive at a webhook on the control node. For each cause the report says when
-Prometheus saw the alert firing, when the message arrived, when the end of it did, and what else was told meanwhile.
-The lab is started where it is not up, and left with its own settings. OBSERVE_ONLY=RedisDown,UnitFailed runs a part.
+Waiting times are compressed (OBSERVE_SCALE, 0.1: a minute is six seconds), by the role's own variable; so is how long a
+rule looks back. Thresholds are those of production but for two that are times themselves (THRESHOLDS). What takes hours
+or days to come about is made old at its source, and its cause begins with `age`. Notifications arrive at a webhook on
+the control node. For each alert the report says when Prometheus saw it firing, when the message arrived, when the end
+of it did, and what else was told meanwhile. The lab is started where it is not up, and left with its own settings.
+OBSERVE_ONLY=RedisDown,UnitFailed runs a part. About 45 minutes.
 """
 
 from __future__ import annotations
@@ -12,20 +14,28 @@ import contextlib
 import http.server
 import json
 import os
+import signal
 import ssl
+import subprocess
 import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import lab
 import pytest
+import trade_once
+import trading
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 SCALE = float(os.environ.get("OBSERVE_SCALE", "0.1"))
-QUIET_S = float(os.environ.get("OBSERVE_QUIET_S", "60"))
+QUIET_S = float(os.environ.get("OBSERVE_QUIET_S", str(3600 * SCALE)))
 ONLY = [name for name in os.environ.get("OBSERVE_ONLY", "").split(",") if name]
 SCRAPE_S = EVALUATE_S = 5
 GROUP_WAIT_S = 1
@@ -33,26 +43,62 @@ CONTROL, PORT = "10.78.0.1", 9097
 MONITORING = "lab-mon1"
 PROMETHEUS = "https://10.78.0.61:9090"
 PATIENCE_S = 180
+CALM_S = 400  # a job that a fault has ended fails until its next turn: a part of the oplog is backed up every 5 minutes
+# The lab's own, for the dictionary is given whole; then the two that are times: how old an order is that hangs, and how
+# long somebody may be drained.
+THRESHOLDS = {"order_latency_seconds": 10, "stuck_order_seconds": 30, "drained_hours": 0.05}
 # A balancer of the lab, or a node exporter, that is held back by the others on its machine is no false alarm of a rule.
 LOAD = {"HostHighCpuLoad", "HostOutOfMemory", "HostOutOfDiskSpace", "HostClockOff"}
+# What follows where trading stands still: the trader ends and comes back, and orders wait.
+STALLED = frozenset({"HighOrderLatency", "OrderStuck", "TradingProcessAbsent", "UnitFailed"})
+NOT_INJECTED = {
+    "HostClockOff": "the hosts are containers: the clock is that of the machine, and no host may set it",
+    "HostOutOfDiskSpace": "the hosts are containers: their disk is that of the machine, and what a host may mount is not"
+    " counted (tmpfs, overlay). To fill the machine's is to break the lab",
+    "HostOutOfMemory": "the hosts are containers and see the memory of the machine: what leaves a tenth of it has the"
+    " kernel kill whatever is largest",
+}
+GATEWAY = "gateway"  # the host that has the active one
+
+
+@dataclass(frozen=True)
+class Alert:
+    """An alert that has to come of a cause."""
+
+    name: str
+    host: str  # as the alert names it, or GATEWAY; empty: it is about no host
+    wait_s: float  # its `for`, before it is compressed
+    seen_after_s: float = 0  # how long it may take until the figures show it, beyond a scrape
+
+    @property
+    def bound_s(self) -> float:
+        return max(1, round(self.wait_s * SCALE)) + 2 * SCRAPE_S + EVALUATE_S + self.seen_after_s
 
 
 @dataclass(frozen=True)
 class Cause:
-    """What is done to the lab, which alert has to come of it, and which others may."""
+    """What is done to the lab, which alerts have to come of it, and which others may.
 
-    alert: str
-    host: str  # as the alert names it; empty: the alert is about no host
+    It is healed also where it was done by half, so healing what is well does no harm.
+    """
+
+    alerts: tuple[Alert, ...]
     what: str
     inject: Callable[[], object]
     heal: Callable[[], object]
-    wait_s: float  # the alert's `for`, before it is compressed
-    seen_after_s: float = 0  # how long the exporter may take to see it, beyond a scrape
     with_it: frozenset[str] = frozenset()
 
+    @property
+    def name(self) -> str:
+        return "+".join(alert.name for alert in self.alerts)
 
-def on(host: str, command: str) -> Callable[[], object]:
-    return lambda: lab.ssh(host, command)
+
+def on(host: str, command: str, stdin: str = "") -> Callable[[], object]:
+    return lambda: lab.ssh(host, command, stdin=stdin)
+
+
+def on_each(hosts: tuple[str, ...], command: str) -> Callable[[], object]:
+    return all_of(*(on(host, command) for host in hosts))
 
 
 def dead(unit: str) -> str:
@@ -72,109 +118,449 @@ def alive(unit: str) -> str:
 
 
 def all_of(*steps: Callable[[], object]) -> Callable[[], None]:
+    """Take all steps, also after one that has failed: they may heal."""
+
     def run() -> None:
-        for step in steps:
-            step()
+        with contextlib.ExitStack() as stack:
+            for step in reversed(steps):
+                stack.callback(step)
 
     return run
 
 
-WRONG_CERTIFICATE = (
-    "cp -a /etc/pst/pki/node /root/node.kept && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
-    " -days 1 -subj /CN=nobody -keyout /etc/pst/pki/node/node.key -out /etc/pst/pki/node/node.crt"
+def kept(path: str) -> str:
+    return f"/root/observe-{path.replace('/', '-')}"
+
+
+def keep(path: str) -> str:
+    return f"{{ test -e {kept(path)} || cp -a {path} {kept(path)}; }}"
+
+
+def back(path: str) -> str:
+    return f"{{ test ! -e {kept(path)} || {{ rm -rf {path} && mv {kept(path)} {path}; }}; }}"
+
+
+# Programs -------------------------------------------------------------------------------------------------------------
+
+
+def program(unit: str, settings: str, hosts: tuple[str, ...]) -> Callable[[], object]:
+    """Run a unit of our own, under a name that the platform's units have: a whole file is before their template."""
+    start = f"cat >/run/systemd/system/{unit} && systemctl daemon-reload && systemctl start {unit}"
+    return all_of(*(on(host, start, f"[Service]\n{settings}\n") for host in hosts))
+
+
+def no_program(unit: str, hosts: tuple[str, ...]) -> Callable[[], object]:
+    stop = f"systemctl stop {unit}; rm -f /run/systemd/system/{unit}; systemctl daemon-reload"
+    return on_each(hosts, f"{stop}; systemctl reset-failed {unit} 2>/dev/null; true")
+
+
+TWIN, RUNAWAY = "pst-run@observe.service", "pst-dashboard@observe.service"
+# Two processes, for a core and more even where all hosts want one, behind everything else on their host; and 220 of
+# 256 MB.
+RUNS_AWAY = """\
+ExecStart=/usr/bin/python3 -c "import os; hog = b'x' * (220 << 20); os.fork(); exec('while True: pass')"
+MemoryMax=256M
+Nice=19
+CPUWeight=1"""
+
+# Certificates ---------------------------------------------------------------------------------------------------------
+
+NODE = "/etc/pst/pki/node"
+OF_NOBODY = (
+    f"{keep(NODE)} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    f" -days 1 -subj /CN=nobody -keyout {NODE}/node.key -out {NODE}/node.crt"
 )
-RIGHT_CERTIFICATE = "rm -r /etc/pst/pki/node && mv /root/node.kept /etc/pst/pki/node"
+
+
+def show_one_that_ends(host: str, days: int) -> None:
+    """Have the node exporter show a certificate of the site that is good for some days only."""
+    folder = lab.STATE / "pki"
+    own = x509.load_pem_x509_certificate((folder / host / "node.pem").read_bytes())
+    authority = x509.load_pem_x509_certificate((folder / "ca-1.crt").read_bytes())
+    key: Any = serialization.load_pem_private_key((folder / "ca-1.key").read_bytes(), None)
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    builder = x509.CertificateBuilder(
+        authority.subject,
+        own.subject,
+        own.public_key(),
+        x509.random_serial_number(),
+        began,
+        began + timedelta(days=days),
+        list(own.extensions),
+    )
+    shown = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    lab.ssh(host, f"{keep(NODE)} && cat >{NODE}/node.crt", stdin=shown)
+
+
+# Stores and balancers -------------------------------------------------------------------------------------------------
+
+
+def in_mongodb(statement: str) -> str:
+    """Run a statement of Python with the guards' `client` of MongoDB; returns what it printed."""
+    hosts = [f"{host}.{lab.DOMAIN}:27017" for host in lab.MONGODB]
+    connect = (
+        f"client = pymongo.MongoClient({hosts!r}, replicaSet='pysystemtrade-rs', username='guard',"
+        f" password={lab.secret('mongodb_guard_password')!r}, authSource='admin', tls=True,"
+        " tlsCAFile='/etc/pst/pki/ca.crt')"
+    )
+    return lab.ssh(MONITORING, "python3 -", stdin=f"import datetime, pymongo\n{connect}\n{statement}\n")
+
+
+# As a run leaves it that was killed; and as a run leaves it that has ended.
+LEFT_LOCK = """\
+started = datetime.datetime.utcnow() - datetime.timedelta(hours=7)
+left = {"run": "observe", "playbook": "observe", "by": "drill", "started": started}
+client.pst.run_lock.update_one({"_id": "site", "run": None}, {"$set": left}, upsert=True)"""
+FREE_LOCK = """\
+free = {"$replaceWith": {"_id": "$_id", "number": "$number", "run": None}}
+client.pst.run_lock.update_one({"_id": "site", "run": "observe"}, [free])"""
+
+
+def no_backup_for(job: str, days: float) -> Callable[[], object]:
+    """Have every host say of a job what it says when the job has not succeeded for so long."""
+    file, name = f"/var/lib/prometheus/node-exporter/pst_backup_{job}.prom", "pst_backup_last_success_timestamp_seconds"
+    return on_each(
+        lab.MONGODB,
+        f"systemctl stop pst-backup@{job}.timer; test ! -e {file} || {keep(file)}; printf '%s\\n'"
+        f" '# HELP {name} When the job last succeeded.' '# TYPE {name} gauge'"
+        f' "{name}{{site=\\"lab\\",job=\\"{job}\\"}} $(($(date +%s) - {round(days * 86400)}))" >{file}',
+    )
+
+
+def backup_as_before(job: str) -> Callable[[], object]:
+    file = f"/var/lib/prometheus/node-exporter/pst_backup_{job}.prom"
+    return on_each(lab.MONGODB, f"rm -f {file}; {back(file)}; systemctl start pst-backup@{job}.timer")
+
+
+def tell_haproxy(host: str, command: str) -> None:
+    script = (
+        "import socket; admin = socket.socket(socket.AF_UNIX); admin.connect('/run/haproxy/admin.sock');"
+        f" admin.sendall({command!r}.encode() + b'\\n'); admin.recv(4096)"
+    )
+    lab.ssh(host, "python3 -", stdin=script)
+
+
+def drain(state: str) -> Callable[[], object]:
+    command = f"set server be_blue/lab-app1 state {state}"
+    return all_of(*(partial(tell_haproxy, host, command) for host in lab.BALANCERS))
+
+
+def other_balancer() -> str:
+    """Return the balancer that has no clients."""
+    return next(host for host in lab.BALANCERS if host != lab.vip_holder())
+
+
+def move_the_address() -> None:
+    """To and fro, each time as soon as Prometheus has seen the move before."""
+    for _ in range(3):
+        holder = lab.vip_holder()
+        lab.ssh(holder, "systemctl stop keepalived.service")
+        other = lab.eventually("the address moves", lambda was=holder: (now := lab.vip_holder()) != was and now, 30)
+        lab.ssh(holder, "systemctl start keepalived.service")
+        seen = f'pst:vip_held{{host="{other}"}} == 1'
+        lab.eventually("Prometheus sees it", partial(query, seen), 30)
+
+
+# Trading --------------------------------------------------------------------------------------------------------------
+
+ABROAD = "observe"  # the reference of the orders that are not the platform's
+MINE, SYMBOL = "SP500_micro", "MES"
+
+
+def by_hand(side: str) -> None:
+    """Trade past the gate, as somebody does who is at the gateway itself."""
+    host = trading.active_gateway()
+    trading.put_client(host)
+    client = f"cd {trading.TOOLS} && python3 -m gateway_simulator.client 127.0.0.1:4101"
+    lab.ssh(host, f"{client} --client-id {trading.BY_HAND} --reference {ABROAD} {side} {SYMBOL} 1")
+
+
+def undo_by_hand() -> None:
+    """Give back what was bought, and unlock the instrument until nobody locks it any more."""
+    lines = lab.ssh(MONITORING, f"grep -F '\"{ABROAD}\"' {trading.ORDER_LOG} || true").splitlines()
+    if sum(trade_once.filled([json.loads(line) for line in lines]).values()) > 0:
+        by_hand("sell")
+    unlock = f'print(client.production.locks.delete_many({{"instrument_code": "{MINE}"}}).deleted_count)'
+    lab.eventually("no lock", lambda: in_mongodb(unlock) == "0", 60, 3)
+
+
+def to_gateway(signal: str, unit: str) -> Callable[[], object]:
+    return lambda: trading.send(trading.active_gateway(), signal, unit)
+
+
+def tell_gateway(command: str) -> Callable[[], object]:
+    return partial(trading.tell_gateway, command)
+
+
+def kill_switch(*undo: str) -> Callable[[], object]:
+    return lambda: lab.succeed(lab.playbook("kill-switch", "-e", "kill_switch_reason=drill", *undo))
+
+
+def stop_trader() -> None:
+    (host,) = trading.traders()
+    lab.ssh(host, f"pst-trading stop {trading.HANDLER}", timeout=330)
+
+
+# The causes -----------------------------------------------------------------------------------------------------------
+
+# Of the second webhook, which is there for this.
+REFUSES = threading.Event()
+ACTIVE = "/etc/haproxy/maps/active.map"
+RULES, SETTINGS = "/etc/prometheus/rules/operations.yml", "/etc/prometheus/prometheus.yml"
+RELOAD = "systemctl reload prometheus.service"
+# Each host's figure belongs to many others.
+AMBIGUOUS = "  - name: observe\\n    rules:\\n      - {{record: observe, expr: up * on (site) up}}\\n".replace("{{", "{").replace(
+    "}}", "}"
+)
+FAIL = "systemd-run --unit=observe-drill /bin/false"
+FAILED_NO_MORE = "systemctl reset-failed observe-drill.service 2>/dev/null; true"
+CUT = (
+    "nft add table inet observe && nft add chain inet observe input '{ type filter hook input priority -200; }'"
+    " && nft add rule inet observe input tcp dport 9100 drop"
+)
+NOT_CUT = "! nft list table inet observe >/dev/null 2>&1 || nft delete table inet observe"
 
 CAUSES = [
     Cause(
-        "RedisDown",
-        "lab-redis3",
-        "kill: SIGKILL to Redis, which does not start again",
+        (
+            Alert("RedisDown", "lab-redis3", 60),
+            Alert("RedisReplicaMissing", "", 60),
+        ),
+        'kill: SIGKILL to Redis, which does not start again',
         on("lab-redis3", dead("redis-server.service")),
         on("lab-redis3", alive("redis-server.service")),
-        60,
-        with_it=frozenset({"UnitFailed", "RedisReplicaMissing"}),
-    ),
-    Cause(
-        "MongoDBDown",
-        "lab-mongo3",
-        "freeze: SIGSTOP to mongod",
-        on("lab-mongo3", "systemctl kill --signal STOP mongod.service"),
-        on("lab-mongo3", "systemctl kill --signal CONT mongod.service"),
-        60,
-        seen_after_s=5,  # the exporter gives up after 4 s
-        with_it=frozenset({"MongoDBReplicationLag", "TargetDown"}),
-    ),
-    Cause(
-        "TargetDown",
-        "lab-ibgw2",
-        "cut: the monitoring host's packets to the node exporter are dropped",
-        on(
-            "lab-ibgw2",
-            "nft add table inet observe && nft add chain inet observe input '{ type filter hook input priority -200; }'"
-            " && nft add rule inet observe input tcp dport 9100 drop",
-        ),
-        on("lab-ibgw2", "nft delete table inet observe"),
-        60,
-        seen_after_s=5,  # the scrape's own limit
-    ),
-    Cause(
-        "UnitFailed",
-        "lab-app2",
-        "break: a unit that ends with an error",
-        on("lab-app2", "systemd-run --unit=observe-drill /bin/false"),
-        on("lab-app2", "systemctl reset-failed observe-drill.service"),
-        60,
-    ),
-    Cause(
-        "CertificateInvalid",
-        "lab-ibgw2",
-        "break: the node exporter shows a certificate of nobody",
-        on("lab-ibgw2", WRONG_CERTIFICATE),
-        on("lab-ibgw2", RIGHT_CERTIFICATE),
-        60,
-        seen_after_s=4 * SCRAPE_S + 10,  # certificates are looked at every fourth scrape
-        with_it=frozenset({"TargetDown"}),
-    ),
-    Cause(
-        "PrometheusReloadFailed",
-        MONITORING,
-        "break: the configuration of Prometheus is garbage",
-        on(
-            MONITORING,
-            "cp -a /etc/prometheus/prometheus.yml /root/prometheus.kept; echo garbage >>/etc/prometheus/prometheus.yml;"
-            " systemctl reload prometheus.service; true",
-        ),
-        on(MONITORING, "mv /root/prometheus.kept /etc/prometheus/prometheus.yml; systemctl reload prometheus.service"),
-        60,
-    ),
-    Cause(
-        "TradingSystemDown",
-        "lab-app3",
-        "kill: SIGKILL to the live slot's agent, which does not start again",
-        on("lab-app3", dead("pst-app@blue.service")),
-        on("lab-app3", alive("pst-app@blue.service")),
-        60,
         with_it=frozenset({"UnitFailed"}),
     ),
     Cause(
-        "VipNotHeldOnce",
-        "",
-        "kill: keepalived is stopped on both balancers",
-        all_of(*(on(host, "systemctl stop keepalived.service") for host in lab.BALANCERS)),
-        all_of(*(on(host, "systemctl start keepalived.service") for host in lab.BALANCERS)),
-        30,
+        (
+            Alert("MongoDBDown", "lab-mongo3", 60, 5),
+        ),
+        'freeze: SIGSTOP to mongod',
+        on("lab-mongo3", "systemctl kill --signal STOP mongod.service"),
+        on("lab-mongo3", "systemctl kill --signal CONT mongod.service"),
+        with_it=frozenset({"MongoDBReplicationLag", "TargetDown"}),
+    ),
+    Cause(
+        (
+            Alert("MongoDBReplicationLag", "", 60, 15),
+        ),
+        'cut: a secondary reaches no other member, and they reach it',
+        partial(trading.cut_from_mongodb, "lab-mongo3", "out"),
+        partial(trading.mend, "lab-mongo3"),
+    ),
+    Cause(
+        (
+            Alert("TierHasLostItsMajority", "", 15, 5),
+            Alert("MongoDBWithoutPrimary", "", 30, 20),
+            Alert("TradingStateUnknown", MONITORING, 60, 15),
+        ),
+        'freeze: SIGSTOP to two of three mongod',
+        on_each(lab.MONGODB[1:], "systemctl kill --signal STOP mongod.service"),
+        on_each(lab.MONGODB[1:], "systemctl kill --signal CONT mongod.service"),
+        with_it=STALLED | {"MongoDBDown", "MongoDBReplicationLag", "TargetDown", "LeaseWithoutHolder"},
+    ),
+    Cause(
+        (
+            Alert("TargetDown", "lab-ibgw2", 60, 5),
+        ),
+        "cut: the monitoring host's packets to the node exporter are dropped",
+        on("lab-ibgw2", CUT),
+        on("lab-ibgw2", NOT_CUT),
+    ),
+    Cause(
+        (
+            Alert("UnitFailed", "lab-app2", 60),
+        ),
+        'break: a unit that ends with an error',
+        on("lab-app2", FAIL),
+        on("lab-app2", FAILED_NO_MORE),
+    ),
+    Cause(
+        (
+            Alert("HighCPUUsage", "lab-app1", 300, 75),
+            Alert("HostHighCpuLoad", "lab-app1", 300, 30),
+            Alert("HighMemoryUsage", "lab-app1", 300, 15),
+        ),
+        'break: a unit of pysystemtrade goes round and round, and has most of its memory',
+        program(RUNAWAY, RUNS_AWAY, ("lab-app1",)),
+        no_program(RUNAWAY, ("lab-app1",)),
+    ),
+    Cause(
+        (
+            Alert("CertificateInvalid", "lab-ibgw2", 60, 4 * SCRAPE_S + 10),
+            Alert("CertificateExpires", "lab-redis2", 60, 4 * SCRAPE_S + 10),
+        ),
+        'break: one node exporter shows a certificate of nobody, another one of the site that is good for 20 days',
+        all_of(on("lab-ibgw2", OF_NOBODY), partial(show_one_that_ends, "lab-redis2", 20)),
+        on_each(("lab-ibgw2", "lab-redis2"), back(NODE)),
+        with_it=frozenset({"TargetDown"}),
+    ),
+    Cause(
+        (
+            Alert("PrometheusReloadFailed", MONITORING, 60),
+        ),
+        'break: the configuration of Prometheus is garbage',
+        on(MONITORING, f"{keep(SETTINGS)} && echo garbage >>{SETTINGS}; {RELOAD}; true"),
+        on(MONITORING, f"{back(SETTINGS)}; {RELOAD}"),
+    ),
+    Cause(
+        (
+            Alert("PrometheusRuleFails", MONITORING, 0, 2 * SCRAPE_S),
+        ),
+        'break: a rule that matches many with many',
+        on(MONITORING, f"{keep(RULES)} && printf '{AMBIGUOUS}' >>{RULES} && {RELOAD}"),
+        on(MONITORING, f"{back(RULES)}; {RELOAD}"),
+    ),
+    Cause(
+        (
+            Alert("NotificationsFail", MONITORING, 60, 2 * SCRAPE_S + 10),
+        ),
+        'break: one of two webhooks refuses, while there is something to tell',
+        all_of(REFUSES.set, on("lab-app2", FAIL)),
+        all_of(REFUSES.clear, on("lab-app2", FAILED_NO_MORE)),
+        with_it=frozenset({"UnitFailed"}),
+    ),
+    Cause(
+        (
+            Alert("TradingSystemDown", "lab-app3", 60),
+        ),
+        "kill: SIGKILL to the live slot's agent, which does not start again",
+        on("lab-app3", dead("pst-app@blue.service")),
+        on("lab-app3", alive("pst-app@blue.service")),
+        with_it=frozenset({"UnitFailed"}),
+    ),
+    Cause(
+        (
+            Alert("VipNotHeldOnce", "", 30),
+        ),
+        'kill: keepalived is stopped on both balancers',
+        on_each(lab.BALANCERS, "systemctl stop keepalived.service"),
+        on_each(lab.BALANCERS, "systemctl start keepalived.service"),
         with_it=frozenset({"VipFlapping"}),
     ),
     Cause(
-        "LeaseWithoutHolder",
-        "",
-        "kill: the guards of all application nodes are stopped",
-        all_of(*(on(host, "systemctl stop pst-guard.service") for host in lab.APPS)),
-        all_of(*(on(host, "systemctl start pst-guard.service") for host in lab.APPS)),
-        60,
-        seen_after_s=15,  # a lease that is not given back lasts so long
+        (
+            Alert("VipFlapping", "", 0, 60),
+        ),
+        'kill: keepalived is stopped three times, each time where the address is',
+        move_the_address,
+        on_each(lab.BALANCERS, "systemctl start keepalived.service"),
+        with_it=frozenset({"VipNotHeldOnce"}),
+    ),
+    Cause(
+        (
+            Alert("MemberDrained", "lab-lb1", THRESHOLDS["drained_hours"] * 3600, 30),
+        ),
+        'break: a member is drained by hand, and left so',
+        drain("drain"),
+        drain("ready"),
+    ),
+    Cause(
+        (
+            Alert("TwoColoursLive", "", 120),
+        ),
+        'break: the balancer without clients sends to the other slot',
+        lambda: tell_haproxy(other_balancer(), f"set map {ACTIVE} active be_green"),
+        all_of(*(partial(tell_haproxy, host, f"set map {ACTIVE} active be_blue") for host in lab.BALANCERS)),
+        with_it=frozenset({"TradingSystemDown"}),
+    ),
+    Cause(
+        (
+            Alert("LeaseWithoutHolder", "", 60, 15),
+        ),
+        'kill: the guards of all application nodes are stopped',
+        on_each(lab.APPS, "systemctl stop pst-guard.service"),
+        on_each(lab.APPS, "systemctl start pst-guard.service"),
         with_it=frozenset({"TradingProcessAbsent"}),
+    ),
+    Cause(
+        (
+            Alert("TradingStopped", "", 60, 20),
+        ),
+        'break: the kill switch, and nobody who undoes it',
+        kill_switch(),
+        kill_switch("-e", "kill_switch_undo=true"),
+        with_it=STALLED,
+    ),
+    Cause(
+        (
+            Alert("TradingProcessAbsent", "", 300, 5),
+        ),
+        'break: the trader is stopped by hand, and left so',
+        stop_trader,
+        on("lab-app1", f"pst-trading start {trading.HANDLER}"),
+        with_it=frozenset({"HighOrderLatency"}),
+    ),
+    Cause(
+        (
+            Alert("TradingProcessTwice", "", 30),
+        ),
+        'break: a unit of a trading process (which sends no orders) runs on two hosts',
+        program(TWIN, "ExecStart=/usr/bin/sleep infinity", lab.APPS[:2]),
+        no_program(TWIN, lab.APPS[:2]),
+    ),
+    Cause(
+        (
+            Alert("OrderStuck", "", 60, THRESHOLDS["stuck_order_seconds"] + 30),
+            Alert("HighOrderLatency", MONITORING, 120, 60 + 40),
+        ),
+        'break: the broker takes a minute to fill an order',
+        tell_gateway("FILL 60 1"),
+        tell_gateway("FILL 0.05 1"),
+    ),
+    Cause(
+        (
+            Alert("PositionBreak", "", 60, 10),
+            Alert("PositionReconciliationError", MONITORING, 0, 15),
+        ),
+        'break: somebody trades at the gateway itself, past the gate and the books',
+        partial(by_hand, "buy"),
+        undo_by_hand,
+    ),
+    Cause(
+        (
+            Alert("GatewayFrozen", GATEWAY, 60, 15),
+        ),
+        'freeze: SIGSTOP to IB Gateway',
+        to_gateway("STOP", "ib-gateway.service"),
+        to_gateway("CONT", "ib-gateway.service"),
+        with_it=STALLED,
+    ),
+    Cause(
+        (
+            Alert("GatewayNotReady", GATEWAY, 120, 15),
+        ),
+        "break: the broker's user logs in elsewhere",
+        tell_gateway("KICK"),
+        tell_gateway("MODE normal"),
+        with_it=STALLED,
+    ),
+    Cause(
+        (
+            Alert("GatewaySecondFactorPending", GATEWAY, 60, 15),
+        ),
+        'break: the login waits for the telephone',
+        tell_gateway("MODE second_factor_pending"),
+        tell_gateway("MODE normal"),
+        with_it=STALLED,
+    ),
+    Cause(
+        (
+            Alert("GatewayWatchSilent", GATEWAY, 60, 125),
+        ),
+        'freeze: SIGSTOP to the watch of the gateway (two minutes of silence, not compressed)',
+        to_gateway("STOP", "pst-gateway-watch.service"),
+        to_gateway("CONT", "pst-gateway-watch.service"),
+    ),
+    Cause(
+        (
+            Alert("RunLockStale", "", 60),
+            Alert("BackupTooOld", "", 60),
+            Alert("RestoreTestTooOld", "", 60),
+        ),
+        'age: a run that was killed 7 hours ago has the lock; no part of the oplog for a day, no restore test for 9',
+        all_of(partial(in_mongodb, LEFT_LOCK), no_backup_for("oplog-mongodb", 1), no_backup_for("test-mongodb", 9)),
+        all_of(partial(in_mongodb, FREE_LOCK), backup_as_before("oplog-mongodb"), backup_as_before("test-mongodb")),
     ),
 ]
 

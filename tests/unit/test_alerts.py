@@ -17,12 +17,12 @@ TESTS = ROOT / "molecule/monitoring/tests/rules"
 # Name, threshold where it has one, and `for`, as the deployment architecture has them.
 SEED = {
     "TradingSystemDown": ("== 0", "60s", "critical"),
-    "HighOrderLatency": ("> 1", "120s", "warning"),
-    "PositionReconciliationError": ("> 0", None, "critical"),
+    "HighOrderLatency": ("[300s])) > 1", "120s", "warning"),
+    "PositionReconciliationError": ("[300s]) > 0", None, "critical"),
     "MongoDBDown": ("mongodb_up == 0", "60s", "critical"),
     "RedisDown": ("redis_up == 0", "60s", "critical"),
     "HighMemoryUsage": ("> 0.8", "300s", "warning"),
-    "HighCPUUsage": ("> 0.8", "300s", "warning"),
+    "HighCPUUsage": ("[300s]) > 0.8", "300s", "warning"),
 }
 
 
@@ -42,6 +42,8 @@ def rendered(path: Path, **variables: Any) -> Any:
         "ansible_managed": "",
         "monitoring_alert_time_scale": 1.0,
         "monitoring_runbooks": "docs/runbooks",
+        "monitoring_scrape_interval": 15,
+        "monitoring_units_interval": 15,
         "site_name": "lab",
         "site_vip": "10.0.0.10",
     }
@@ -121,6 +123,8 @@ def test_waiting_times_can_be_compressed_and_thresholds_changed():
     rules = {rule["alert"]: rule for rule in fast["groups"][0]["rules"]}
     assert rules["HighMemoryUsage"]["for"] == "30s"
     assert rules["HighMemoryUsage"]["expr"].endswith("> 0.5")
+    # What is looked back on is compressed too, and holds four looks at the figure.
+    assert "[60s]" in rules["HighOrderLatency"]["expr"]
 
 
 def test_every_threshold_is_documented_and_used():
