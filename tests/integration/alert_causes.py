@@ -254,10 +254,8 @@ def move_the_address() -> None:
     for _ in range(3):
         holder = lab.vip_holder()
         lab.ssh(holder, "systemctl stop keepalived.service")
-        other = lab.eventually("the address moves", lambda was=holder: (now := lab.vip_holder()) != was and now, 30)
+        lab.eventually("Prometheus sees it", partial(query, f'pst:vip_held{{host!="{holder}"}} == 1'), 30)
         lab.ssh(holder, "systemctl start keepalived.service")
-        seen = f'pst:vip_held{{host="{other}"}} == 1'
-        lab.eventually("Prometheus sees it", partial(query, seen), 30)
 
 
 # Trading --------------------------------------------------------------------------------------------------------------

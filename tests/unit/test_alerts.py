@@ -108,6 +108,16 @@ def test_an_alert_has_a_row_in_the_documentation(name):
     assert f"| `{name}` |" in (ROOT / "docs/alerts.md").read_text()
 
 
+@each_alert
+def test_an_alert_has_a_cause_in_the_drill_that_waits_as_long_or_a_reason_why_not(name):
+    causes = (ROOT / "tests/integration/alert_causes.py").read_text()
+    waits = re.findall(rf'Alert\("{name}", [^,]+, ([^,)]+)', causes)
+    reasons = re.findall(rf'^    "{name}": "', causes, re.MULTILINE)
+    assert len(waits) + len(reasons) == (name != "Watchdog")
+    if waits and waits[0].isdigit():
+        assert alerts()[name].get("for", "0s") == f"{waits[0]}s"
+
+
 def test_a_runbook_of_an_alert_that_is_gone_is_gone_as_well():
     pages = {path.stem.removeprefix("alert-") for path in (ROOT / "docs/runbooks").glob("alert-*.md")}
     assert pages == {kebab(name) for name in alerts()}
