@@ -17,12 +17,12 @@ TESTS = ROOT / "molecule/monitoring/tests/rules"
 # Name, threshold where it has one, and `for`, as the deployment architecture has them.
 SEED = {
     "TradingSystemDown": ("== 0", "60s", "critical"),
-    "HighOrderLatency": ("> 1", "120s", "warning"),
-    "PositionReconciliationError": ("> 0", None, "critical"),
+    "HighOrderLatency": ("[300s])) > 1", "120s", "warning"),
+    "PositionReconciliationError": ("[300s]) > 0", None, "critical"),
     "MongoDBDown": ("mongodb_up == 0", "60s", "critical"),
     "RedisDown": ("redis_up == 0", "60s", "critical"),
     "HighMemoryUsage": ("> 0.8", "300s", "warning"),
-    "HighCPUUsage": ("> 0.8", "300s", "warning"),
+    "HighCPUUsage": ("[300s]) > 0.8", "300s", "warning"),
 }
 
 
@@ -42,6 +42,8 @@ def rendered(path: Path, **variables: Any) -> Any:
         "ansible_managed": "",
         "monitoring_alert_time_scale": 1.0,
         "monitoring_runbooks": "docs/runbooks",
+        "monitoring_scrape_interval": 15,
+        "monitoring_units_interval": 15,
         "site_name": "lab",
         "site_vip": "10.0.0.10",
     }
@@ -106,6 +108,16 @@ def test_an_alert_has_a_row_in_the_documentation(name):
     assert f"| `{name}` |" in (ROOT / "docs/alerts.md").read_text()
 
 
+@each_alert
+def test_an_alert_has_a_cause_in_the_drill_that_waits_as_long_or_a_reason_why_not(name):
+    causes = (ROOT / "tests/integration/alert_causes.py").read_text()
+    waits = re.findall(rf'Alert\("{name}", [^,]+, ([^,)]+)', causes)
+    reasons = re.findall(rf'^    "{name}": "', causes, re.MULTILINE)
+    assert len(waits) + len(reasons) == (name != "Watchdog")
+    if waits and waits[0].isdigit():
+        assert alerts()[name].get("for", "0s") == f"{waits[0]}s"
+
+
 def test_a_runbook_of_an_alert_that_is_gone_is_gone_as_well():
     pages = {path.stem.removeprefix("alert-") for path in (ROOT / "docs/runbooks").glob("alert-*.md")}
     assert pages == {kebab(name) for name in alerts()}
@@ -121,6 +133,8 @@ def test_waiting_times_can_be_compressed_and_thresholds_changed():
     rules = {rule["alert"]: rule for rule in fast["groups"][0]["rules"]}
     assert rules["HighMemoryUsage"]["for"] == "30s"
     assert rules["HighMemoryUsage"]["expr"].endswith("> 0.5")
+    # What is looked back on is compressed too, and holds four looks at the figure.
+    assert "[60s]" in rules["HighOrderLatency"]["expr"]
 
 
 def test_every_threshold_is_documented_and_used():
