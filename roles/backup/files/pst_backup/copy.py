@@ -2,7 +2,7 @@
 
     python3 -m pst_backup.copy --source HOST:PORT --target HOST:PORT … --set NAME --login FILE --ca FILE --folder FOLDER
 
-The first target is the primary. The file has the user and the password of both sets. Prints one line of JSON.
+The first target is the primary. The file has user and password, which both sets know. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def main(words: Sequence[str]) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args(words)
     try:
-        user, _, password = options.login.read_text().strip().partition("\n")
-        account = Account((), options.set, user, password, options.ca)
+        login = json.loads(options.login.read_text())
+        account = Account((), options.set, login["user"], login["password"], options.ca)
         with ExitStack() as stack:
             source, *targets = (stack.enter_context(account.client(one)) for one in (options.source, *options.target))
             told = copy(source, targets, options.folder, lambda text: print(text, file=sys.stderr))  # noqa: T201

@@ -300,7 +300,7 @@ def durations(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rehearsal(steps: Sequence[Mapping[str, Any]], promotions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The steps of a rehearsal, and how long a failover would take: what was measured, and the last broker's session."""
+    """The steps of a rehearsal, and how long a failover would take: what was measured, and the last session's step."""
     timed = durations(steps)
     done = [report["steps"] for report in promotions if report.get("steps")]
     last = durations(max(done, key=lambda found: str(found[-1]["at"]), default=[]))
