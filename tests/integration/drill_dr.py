@@ -254,7 +254,8 @@ def test_a_rehearsal_times_a_failover_and_leaves_nothing() -> None:
     assert 0 < found["estimated_rto_s"] < 900
     assert found["copy"]["documents"] > 0
     for host in ("dr-mongo1", "dr-mongo2", WRITER):
-        left = "ls -d /var/lib/mongodb-drill /run/pst-drill /etc/pst/drill 2>/dev/null; systemctl list-units -q '*drill*'"
+        left = "ls -d /var/lib/mongodb-drill /run/pst-drill /etc/pst/drill 2>/dev/null; "
+        left += "systemctl list-units -q 'mongod-drill*' 'pst-*@drill*'"
         assert at_second(left, host, check=False).strip() == ""
     assert placed(orders(), began, "lab_dr") == []
     wait_for_order("lab", trading.now())
