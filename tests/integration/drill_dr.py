@@ -32,7 +32,7 @@ import trade_once
 import trading
 
 REPETITIONS = int(os.environ.get("DR_REPETITIONS", "5"))
-KINDS = os.environ.get("DR_KINDS", "planned,broken_off,unplanned,cut_off").split(",")
+KINDS = os.environ.get("DR_KINDS", "rehearsed,planned,broken_off,unplanned,cut_off").split(",")
 BOTH = ("-i", "inventories/lab_dr")
 STATE = lab.ROOT / "inventories" / "lab_dr" / ".state"
 SITES = {lab.VIP: "lab", "10.78.1.10": "lab_dr"}
@@ -242,6 +242,23 @@ def converged() -> None:
     for arguments in ((), BOTH):
         run = lab.succeed(lab.playbook("site", *arguments))
         assert run.total("changed") == 0, run.changed_tasks()
+
+
+@pytest.mark.skipif("rehearsed" not in KINDS, reason="DR_KINDS")
+def test_a_rehearsal_times_a_failover_and_leaves_nothing() -> None:
+    began = trading.now()
+    lab.succeed(lab.playbook("dr-drill", *BOTH, timeout=1200))
+    newest = max(lab.REPORTS.glob("dr-drill-*.json"), key=lambda path: path.stat().st_mtime)
+    found = json.loads(newest.read_text())
+    assert (found["verdict"], found["to"]) == ("ok", "lab_dr")
+    assert 0 < found["estimated_rto_s"] < 900
+    assert found["copy"]["documents"] > 0
+    for host in ("dr-mongo1", "dr-mongo2", WRITER):
+        left = "ls -d /var/lib/mongodb-drill /run/pst-drill /etc/pst/drill 2>/dev/null; "
+        left += "systemctl list-units -q 'mongod-drill*' 'pst-*@drill*'"
+        assert at_second(left, host, check=False).strip() == ""
+    assert placed(orders(), began, "lab_dr") == []
+    wait_for_order("lab", trading.now())
 
 
 @pytest.mark.skipif("planned" not in KINDS, reason="DR_KINDS")

@@ -13,7 +13,7 @@ import bson
 import pytest
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
-from pst_backup import catalog, cli, jobs, keeper, metrics, mongo, raw, replay, restic, restore, settings
+from pst_backup import catalog, cli, copy, jobs, keeper, metrics, mongo, raw, replay, restic, restore, settings
 from pst_backup.catalog import CatalogError, Snapshot, Stamp
 
 from ansible_collections.pst.platform.plugins.module_utils import backup as role
@@ -595,3 +595,66 @@ def test_hashing_is_of_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"x" * 100_000)
     assert raw.sha256(path) == hashlib.sha256(b"x" * 100_000).hexdigest()
+
+
+# Copies for a rehearsal -----------------------------------------------------------------------------------------------
+
+
+def held(*documents: bytes) -> raw.Digest:
+    found = raw.Digest()
+    for document in documents:
+        found.add(document)
+    return found
+
+
+def test_a_copy_is_compared_by_count_and_content() -> None:
+    wanted = {"a.same": held(b"1", b"2"), "a.fewer": held(b"1", b"2"), "a.other": held(b"1"), "a.empty": held()}
+    seen = {"a.same": held(b"2", b"1"), "a.fewer": held(b"1"), "a.other": held(b"2"), "a.more": held(b"1")}
+    assert copy.differences(wanted, seen) == [
+        "a.fewer has 1 documents, wanted 2",
+        "a.more has 1 documents, wanted 0",
+        "a.other has 1 documents, wanted 1 of the same content",
+    ]
+
+
+def test_a_copy_begins_where_the_dump_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Target:
+        """A member of the empty set; notes what it is told."""
+
+        told: list[Any]
+
+        def __init__(self) -> None:
+            self.told, self.admin = [], self
+
+        def command(self, what: Any) -> dict[str, Any]:
+            self.told.append(what)
+            return {"me": "m2"}
+
+    digests = {"a.b": held(b"1")}
+    stored: list[Any] = []
+    monkeypatch.setattr(mongo, "size_on_disk", lambda _: 0)
+    monkeypatch.setattr(mongo, "dump", lambda *_: {"at": "200.1", "member": "m1"})
+    monkeypatch.setattr(mongo, "follow", lambda *_: {"until": "210.3"})
+    monkeypatch.setattr(mongo, "listing", lambda _: mongo.Listing({"a.b": {}}, {}))
+    monkeypatch.setattr(mongo, "digest_of", lambda _, name, at=None: stored.append(at) or digests[name])
+
+    def stage(live: Any, fetched: restore.Fetched, *_: Any) -> restore.Staged:
+        assert (fetched.plan.full.until, fetched.plan.reaches) == (Stamp(200, 1), Stamp(210, 3))
+        assert live.concern.document["w"] == 2
+        return restore.Staged({"a.b": restore.Shape({}, {})}, {}, Stamp(210, 3), 4, 1)
+
+    monkeypatch.setattr(copy, "stage", stage)
+    targets = [Target(), Target()]
+    found = copy.copy(object(), targets, tmp_path / "data", lambda _: None)
+    assert (found["documents"], found["operations"], found["members"], found["from"]) == (1, 4, 2, "m1")
+    assert targets[0].told[0]["writeConcern"]["w"] == 2
+    assert stored == [Stamp(210, 3), None, None]
+    monkeypatch.setattr(mongo, "follow", lambda *_: None)
+    with pytest.raises(restore.RestoreError, match="no longer reaches back"):
+        copy.copy(object(), targets, tmp_path / "other", lambda _: None)
+
+
+def test_a_copy_says_in_one_line_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--source", "m:1", "--target", "n:1", "--set", "s", "--ca", "/ca", "--folder", str(tmp_path / "f")]
+    assert copy.main([*words, "--login", str(tmp_path / "none")]) == 1
+    assert "No such file" in capsys.readouterr().err

@@ -127,3 +127,56 @@ def test_what_may_be_lost() -> None:
     assert (found["known_s"], found["unknown_s"]) == (1.5, 12.5)
     assert dr.loss("2026-01-05T09:30:03.000+00:00", heard, ["a", "b"])["known_s"] == 0
     assert dr.loss("2026-01-05T09:30:03.000+00:00", [], ["a"])["unknown_s"] is None
+
+
+def steps(**seconds: float) -> list[dict[str, str]]:
+    """Steps one after another, with what comes before each."""
+    found, at = [], 0.0
+    for name, took in seconds.items():
+        at += took
+        found.append(
+            {"step": name.replace("_", " ").replace("brokers", "broker's"), "at": f"2026-01-05T09:00:{at:09.6f}"}
+        )
+    return found
+
+
+def test_a_rehearsal_estimates_what_a_failover_takes() -> None:
+    took = steps(copy_the_data=0, force_MongoDB=9, a_write_by_the_application=5.5, the_leases=2, prove=1, done=7)
+    before = {"steps": steps(the_brokers_session=0, the_leases=12, done=1)}
+    older = {"steps": [{"step": "the broker's session", "at": "2025-01-05T09:00:00"}, *steps(done=0)]}
+    found = dr.rehearsal(took, [before, {}, {"steps": []}])
+    assert [step["s"] for step in found["steps"]] == [9, 5.5, 2, 1, 7, 0]
+    assert (found["estimated_rto_s"], found["session_s"]) == (20.5, 12)
+    assert dr.rehearsal(took, [older, before])["session_s"] == 12
+    assert dr.rehearsal(took, [])["estimated_rto_s"] == 8.5
+
+
+def test_a_rehearsal_that_was_broken_off_estimates_nothing() -> None:
+    found = dr.rehearsal(steps(copy_the_data=0, force_MongoDB=9), [])
+    assert found["estimated_rto_s"] is None
+    assert found["not_rehearsed"] == [dr.SESSION, *dr.REHEARSED]
+    assert dr.rehearsal([], [])["steps"] == []
+
+
+def test_answers_of_a_copy_are_compared_by_their_numbers() -> None:
+    def asked(what: str, own: dict[str, Any], copied: dict[str, Any], status: int = 200) -> list[dict[str, Any]]:
+        return [
+            {"item": [what, 8080], "status": 200, "json": own},
+            {"item": [what, 8082], "status": status, "json": copied},
+        ]
+
+    found = dr.answers(
+        [
+            *asked("version", {"release": "7", "colour": "blue"}, {"release": "7", "colour": "green"}),
+            *asked("processes", {"processes": [1, 2]}, {"processes": [1]}),
+            *asked("orders", {"broker": [1, 2]}, {"broker": [1]}),
+            *asked("positions", {"contract": [1]}, {"contract": [1]}, 503),
+        ]
+    )
+    assert {row["what"]: row["same"] for row in found} == {
+        "version": True,
+        "processes": False,
+        "orders": True,
+        "positions": False,
+    }
+    assert found[2]["own"] == {"broker": 2}

@@ -149,7 +149,7 @@ def test_the_platforms_own_table_is_valid_and_covers_every_tier() -> None:
     assert accepted == {
         "load_balancers": {"web", "vrrp", "haproxy_peers", "haproxy_status", "node_exporter"},
         "app_nodes": {"app", "node_exporter"},
-        "mongodb": {"mongodb", "node_exporter"},
+        "mongodb": {"mongodb", "mongodb_drill", "node_exporter"},
         "redis": {"redis", "node_exporter"},
         "ib_gateways": {"ib_gateway", "node_exporter"},
         "monitoring": {"prometheus", "node_exporter", "logs", "console", "alertmanager", "alertmanager_peers"},

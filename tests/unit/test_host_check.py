@@ -122,7 +122,9 @@ def test_peers_follow_the_flows_of_the_firewall() -> None:
 def test_the_flows_of_the_firewall_have_the_shape_that_is_read_here() -> None:
     flows = yaml.safe_load((REPOSITORY / "roles/firewall/defaults/main.yml").read_text())["firewall_flows"]
     assert {peer["port"] for peer in host_check.peers_of(flows, "a", HOSTVARS, {**GROUPS, "app_nodes": ["a"]})} == {
-        27017
+        27017,
+        27117,
+        27118,
     }
 
 

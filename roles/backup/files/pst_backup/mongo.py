@@ -251,10 +251,10 @@ def is_ours(namespace: str) -> bool:
     return database not in INTERNAL or (database == "admin" and name == "$cmd")
 
 
-def digest_of(client: Any, namespace: str) -> Digest:
-    """What a collection holds now."""
+def digest_of(client: Any, namespace: str, at: Stamp | None = None) -> Digest:
+    """What a collection holds now, or what it held at an operation time of the last minutes."""
     found = Digest()
     with client.start_session(causal_consistency=False) as session:
-        for document in documents(client, session, *split(namespace)):
+        for document in documents(client, session, *split(namespace), timestamp(at) if at else None):
             found.add(document)
     return found

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -27,8 +29,20 @@ def dr_sites(seen: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"leading": found.leading, "standby": found.standby}
 
 
+def dr_rehearsal(steps: Sequence[Mapping[str, Any]], reports: str) -> dict[str, Any]:
+    """The report of dr-drill.yml; `reports` has those of the promotions."""
+    return dr.rehearsal(steps, [json.loads(path.read_text()) for path in Path(reports).glob("dr-promote-*.json")])
+
+
 class FilterModule:
     """Filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"dr_readiness": dr_readiness, "dr_sites": dr_sites, "dr_loss": dr.loss, "dr_leases": dr.leases_at}
+        return {
+            "dr_answers": dr.answers,
+            "dr_leases": dr.leases_at,
+            "dr_loss": dr.loss,
+            "dr_readiness": dr_readiness,
+            "dr_rehearsal": dr_rehearsal,
+            "dr_sites": dr_sites,
+        }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 SHOWN = 3  # of the things that are not well, in one line
@@ -269,6 +270,50 @@ def loss(applied: str, heard: Sequence[Mapping[str, Any]], members: Sequence[str
         "known_s": round(known, 3),
         "unknown_s": None if contact is None else round(contact, 3),
     }
+
+
+# What of a failover is rehearsed, by the names of dr-promote.yml where it has them; and what the last promotion tells.
+REHEARSED = ("force MongoDB", "a write by the application", "the leases")
+SESSION = "the broker's session"
+
+
+def durations(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each step with its seconds, up to the next one; the last one marks the end."""
+    moments = [_moment(step["at"]) for step in steps]
+    took = [round((after - at).total_seconds(), 1) for at, after in pairwise(moments)]
+    return [{**step, "s": seconds} for step, seconds in zip(steps, [*took, 0.0], strict=False)]
+
+
+def rehearsal(steps: Sequence[Mapping[str, Any]], promotions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The steps of a rehearsal, and how long a failover would take: what was measured, and the last session's step."""
+    timed = durations(steps)
+    done = [report["steps"] for report in promotions if report.get("steps")]
+    last = durations(max(done, key=lambda found: str(found[-1]["at"]), default=[]))
+    session = next((step["s"] for step in last if step["step"] == SESSION), None)
+    measured = {step["step"]: step["s"] for step in timed[:-1]}
+    missing = [name for name in REHEARSED if name not in measured]
+    rto = None if missing else round(sum(measured[name] for name in REHEARSED) + (session or 0.0), 1)
+    return {"steps": timed, "estimated_rto_s": rto, "session_s": session, "not_rehearsed": [SESSION, *missing]}
+
+
+def answers(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a site's own instance (first of each pair) and that of a rehearsal have answered, as numbers of things.
+
+    Orders come and go while the leading site trades: theirs are told, and need not be the same.
+    """
+    found = []
+    for own, copy in zip(results[::2], results[1::2], strict=True):
+        what = own["item"][0]
+        pair = [(one["status"], _numbers(one.get("json") or {})) for one in (own, copy)]
+        same = pair[0] == pair[1] or (what == "orders" and pair[0][0] == pair[1][0])
+        found.append({"what": what, "own": pair[0][1], "copy": pair[1][1], "status": pair[1][0], "same": same})
+    return found
+
+
+def _numbers(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """How many things an answer holds; of a version, the release itself."""
+    texts = {key: value for key, value in answer.items() if key in ("release", "content")}
+    return texts | {key: len(value) for key, value in answer.items() if isinstance(value, list)}
 
 
 def _moment(text: str) -> datetime:
