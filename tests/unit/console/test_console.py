@@ -501,6 +501,17 @@ def test_a_host_outside_of_the_tiers_is_shown_too():
     assert host["tier"] in console.settings({}, [host], [])["tiers"]
 
 
+def test_the_groups_that_a_run_makes_are_not_told():
+    restarted = {
+        "group_names": ["dns", "monitoring", "dns_restart", "site_lab"],
+        "site_zone": "a",
+        "site_address": "10.0.0.1",
+    }
+    current = restarted | {"group_names": ["dns", "monitoring", "dns_current", "site_lab"]}
+    assert console.hosts(["x"], {"x": restarted}) == console.hosts(["x"], {"x": current})
+    assert console.hosts(["x"], {"x": restarted})[0]["groups"] == [host_status.EVERY_HOST, "monitoring", "dns"]
+
+
 REPORT = {
     "run": "20261130-1",
     "operation": "blue-green",

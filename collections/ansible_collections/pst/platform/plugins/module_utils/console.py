@@ -54,14 +54,15 @@ def hosts(names: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]]) -> li
     found = []
     for name in sorted(names):
         variables = hostvars[name]
-        groups = sorted(variables["group_names"])
+        # Of the tiers alone: a run adds groups of its own, of those that it restarts, and the next run has others.
+        groups = [tier for tier in TIERS if tier in variables["group_names"]]
         found.append(
             {
                 "name": str(name),
-                "tier": next((tier for tier in TIERS if tier in groups), OTHER.lower()),
+                "tier": next(iter(groups), OTHER.lower()),
                 "zone": str(variables["site_zone"]),
                 "address": str(variables["site_address"]),
-                "groups": [host_status.EVERY_HOST, *map(str, groups)],
+                "groups": [host_status.EVERY_HOST, *groups],
             }
         )
     return found
