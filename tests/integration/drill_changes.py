@@ -300,8 +300,9 @@ def test_a_release_that_is_never_ready_gets_no_traffic(sources: Callable[..., li
     assert served() == old
     assert traders() == before
     # It is tried for ever, and here all hosts share two cores: its starts would be the load of what follows.
+    slot = idle()
     for host in lab.APPS:
-        lab.ssh(host, f"systemctl stop pst-app@{idle()} pst-dashboard@{idle()}")
+        lab.ssh(host, f"systemctl stop pst-app@{slot} pst-dashboard@{slot}")
     with watched("rolling-upgrade"):
         run = lab.playbook("rolling-upgrade", *APP, *broken)
     assert run.code != 0

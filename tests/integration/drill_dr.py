@@ -31,6 +31,8 @@ import pytest
 import trade_once
 import trading
 
+from ansible_collections.pst.platform.plugins.module_utils.dr import durations
+
 REPETITIONS = int(os.environ.get("DR_REPETITIONS", "5"))
 KINDS = os.environ.get("DR_KINDS", "rehearsed,planned,broken_off,unplanned,cut_off").split(",")
 BOTH = ("-i", "inventories/lab_dr")
@@ -176,15 +178,16 @@ def promote(to: str, *arguments: str) -> lab.Run:
     return lab.playbook("dr-promote", *BOTH, "-e", f"dr_to={to}", *arguments, timeout=1200)
 
 
+def newest(kind: str) -> Record:
+    """The newest report of a playbook."""
+    path = max(lab.REPORTS.glob(f"{kind}-*.json"), key=lambda path: path.stat().st_mtime)
+    found: Record = json.loads(path.read_text())
+    return found
+
+
 def steps_of() -> list[Record]:
-    """The steps of the newest promotion, each with its seconds."""
-    newest = max(lab.REPORTS.glob("dr-promote-*.json"), key=lambda path: path.stat().st_mtime)
-    steps = json.loads(newest.read_text())["steps"]
-    moments = [datetime.fromisoformat(step["at"]) for step in steps]
-    return [
-        {"step": step["step"], "s": seconds(after, at)}
-        for step, at, after in zip(steps, moments, moments[1:], strict=False)
-    ]
+    """The steps of the newest promotion, each with its seconds; the last one only marks the end."""
+    return [{"step": step["step"], "s": step["s"]} for step in durations(newest("dr-promote")["steps"])[:-1]]
 
 
 def report(kind: str, **figures: Any) -> Record:
@@ -248,8 +251,7 @@ def converged() -> None:
 def test_a_rehearsal_times_a_failover_and_leaves_nothing() -> None:
     began = trading.now()
     lab.succeed(lab.playbook("dr-drill", *BOTH, timeout=1200))
-    newest = max(lab.REPORTS.glob("dr-drill-*.json"), key=lambda path: path.stat().st_mtime)
-    found = json.loads(newest.read_text())
+    found = newest("dr-drill")
     assert (found["verdict"], found["to"]) == ("ok", "lab_dr")
     assert 0 < found["estimated_rto_s"] < 900
     assert found["copy"]["documents"] > 0
