@@ -67,21 +67,28 @@ def test_a_quiet_operation_passes_with_the_keys_of_the_contract() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_a_gap_is_told_with_the_last_event_before_its_end() -> None:
-    report = build(account(down=(4.0, 6.0)), event(1, "begins"), event(4.5, "restarts haproxy"), event(8, "ends"))
+def test_a_gap_is_told_with_the_last_event_before_it_and_those_in_it() -> None:
+    happened = [event(1, "begins"), event(2, "stops haproxy"), event(5.9, "has started haproxy"), event(8, "ends")]
+    report = build(account(down=(4.0, 6.0)), *happened)
     assert report["longest_gap_ms"] == 2100
     assert report["longest_gap"]["at"] == 3.91
-    assert report["longest_gap"]["after"]["what"] == "restarts haproxy"
+    assert [told["what"] for told in report["longest_gap"]["events"]] == ["stops haproxy", "has started haproxy"]
     [problem] = report["problems"]
     assert problem == (
-        "longest_gap_ms: seen 2100 (3.9 s after the begin, after 'restarts haproxy' on lab-lb1); wanted at most 1000"
+        "longest_gap_ms: seen 2100 (3.9 s after the begin; events: 'stops haproxy' on lab-lb1, "
+        "'has started haproxy' on lab-lb1); wanted at most 1000"
     )
 
 
 def test_a_gap_before_the_first_event_has_none() -> None:
     report = build(account(down=(0.0, 1.5)), event(5, "begins"))
-    assert report["longest_gap"]["after"] is None
+    assert report["longest_gap"]["events"] == []
     assert "1.5" in str(report["longest_gap"]["seconds"])
+
+
+def test_an_event_in_a_gap_is_told_where_none_was_before() -> None:
+    report = build(account(down=(4.0, 6.0)), event(4.5, "restarts haproxy"), event(8, "ends"))
+    assert [told["what"] for told in report["longest_gap"]["events"]] == ["restarts haproxy"]
 
 
 def test_failures_and_duplicates_are_told_and_fail() -> None:

@@ -521,7 +521,7 @@ REPORT = {
     "requests": 28500,
     "failed": 0,
     "longest_gap_ms": 84,
-    "longest_gap": {"at": 31.2, "seconds": 0.084, "own": 0.0, "after": None},
+    "longest_gap": {"at": 31.2, "seconds": 0.084, "own": 0.0, "events": []},
     "problems": [],
     "events": [{"at": "2026-11-30T01:10:13.600Z", "host": "app1", "what": "fills the slot"}],
     "seconds": [{"ok": 10, "failed": n % 2, "p99_ms": None if n == 3 else n} for n in range(500)],

@@ -54,7 +54,7 @@ def build(
     most, `ended` when the operation was over (seconds since the epoch).
     """
     started = float(account["started"])
-    gaps = [gap | {"after": event_before(events, started + gap["at"] + gap["seconds"])} for gap in account["gaps"]]
+    gaps = [gap | {"events": events_of(gap, started, events)} for gap in account["gaps"]]
     longest = max(gaps, key=lambda gap: gap["seconds"], default=None)
     report: Report = {
         "operation": run["operation"],
@@ -98,10 +98,16 @@ def outage(gap: Mapping[str, Any]) -> float:
     return float(gap["seconds"] - gap["own"])
 
 
-def event_before(events: Sequence[Mapping[str, Any]], moment: float) -> Mapping[str, Any] | None:
-    """Return the last event that was noted before a moment, for a gap the one that it may come from."""
-    before = [event for event in events if datetime.fromisoformat(event["at"]).timestamp() <= moment]
-    return before[-1] if before else None
+def events_of(gap: Mapping[str, Any], started: float, events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the events that a gap may come from: the last one before it, and those in it.
+
+    Not one of them alone: what stops a service is noted before the gap, what starts it again may be noted just before
+    its first answer, and where requests are few the last success may be older than the event that broke the next one.
+    """
+    begin, end = started + gap["at"], started + gap["at"] + gap["seconds"]
+    times = [datetime.fromisoformat(event["at"]).timestamp() for event in events]
+    first = max((number for number, time in enumerate(times) if time <= begin), default=0)
+    return [event for event, time in zip(events[first:], times[first:], strict=True) if time <= end]
 
 
 def unmet(report: Report) -> Iterator[str]:
@@ -122,7 +128,7 @@ def remark(name: str, report: Report) -> str:
         return f" ({', '.join(report['duplicates'][:3])})"
     if name == "longest_gap_ms" and report["longest_gap"]:
         gap = max(report["gaps"], key=outage)
-        after = f", after {words(gap['after'])}" if gap["after"] else ""
+        after = f"; events: {listing(gap['events'])}" if gap["events"] else ""
         late = f"; and {gap['own']:g} s in which the probe itself was held up" if gap["own"] else ""
         return f" ({gap['at']:.1f} s after the begin{after}{late})"
     return ""
@@ -130,6 +136,10 @@ def remark(name: str, report: Report) -> str:
 
 def words(event: Mapping[str, Any]) -> str:
     return f"{event['what']!r} on {event['host']}" if event["host"] else repr(event["what"])
+
+
+def listing(events: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(map(words, events))
 
 
 def unwatched(seconds: float) -> Iterator[str]:
@@ -192,9 +202,9 @@ def page(report: Report) -> str:
             ),
             table(
                 "Longest times without a success",
-                ("after s", "ms", "last event before it ended"),
+                ("after s", "ms", "the last event before it, and those in it"),
                 [
-                    [gap["at"], round(1000 * gap["seconds"]), words(gap["after"]) if gap["after"] else ""]
+                    [gap["at"], round(1000 * gap["seconds"]), listing(gap["events"])]
                     for gap in sorted(report["gaps"], key=lambda gap: -gap["seconds"])[:5]
                 ],
             ),
