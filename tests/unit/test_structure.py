@@ -282,6 +282,51 @@ def traces_of_this_machine() -> Iterator[str]:
         yield re.escape(path)
 
 
+CANNOT_FAIL = {"ansible.builtin.set_fact", "ansible.builtin.debug", "ansible.builtin.group_by", "pst.platform.evidence"}
+
+
+def unrescued(tasks: list[Any], folder: Path) -> Iterator[str]:
+    """Yield the names of the tasks whose failure would leave the run lock with a run that is over."""
+    for task in tasks:
+        role = task.get("ansible.builtin.include_role", {})
+        if (
+            "rescue" in task
+            or CANNOT_FAIL & task.keys()
+            or (role.get("name"), role.get("tasks_from")) == ("run", "fail")
+        ):
+            continue
+        if included := task.get("ansible.builtin.include_tasks"):
+            yield from unrescued(load(folder / included), folder)
+        elif "block" in task:
+            yield from unrescued(task["block"], folder)
+        else:
+            yield task["name"]
+
+
+def plays_with_the_lock() -> dict[str, list[dict[str, Any]]]:
+    """Return the plays after `parts/plan.yml`, which takes the run lock, by their files."""
+    found = {}
+    for path in sorted(ROOT.glob("playbooks/*.yml")):
+        names = [isinstance(play, dict) and play.get("ansible.builtin.import_playbook") for play in load(path)]
+        if "parts/plan.yml" not in names:
+            continue
+        for name, play in list(zip(names, load(path), strict=True))[names.index("parts/plan.yml") + 1 :]:
+            part = ROOT / "playbooks" / name if name else path
+            found[str(part.relative_to(ROOT))] = (
+                load(part) if name else [*found.get(f"playbooks/{path.name}", []), play]
+            )
+    return found
+
+
+@pytest.mark.parametrize("path", plays_with_the_lock())
+def test_no_failure_leaves_the_run_lock(path):
+    plays = plays_with_the_lock()[path]
+    assert [play["name"] for play in plays if "roles" in play] == [], "a role in `roles` has no rescue"
+    assert [
+        f"{play['name']}: {name}" for play in plays for name in unrescued(play.get("tasks", []), (ROOT / path).parent)
+    ] == []
+
+
 def test_nothing_of_this_machine_is_in_the_repository():
     pattern = re.compile("|".join(traces_of_this_machine()))
     problems = []
