@@ -152,6 +152,8 @@ class Units:
         self.host = host
         self.running: dict[str, str] = {}  # unit -> placement
         self.started: list[str] = []
+        self.failed: set[str] = set()
+        self.asked = 0  # for the state of a unit
 
     def name(self, unit: str) -> str:
         return unit.removeprefix("pst-run@").removesuffix(".service")
@@ -164,6 +166,7 @@ class Units:
         if self.world.control[name].running:
             return  # "already running": it ends at once, with exit code 0
         self.running[unit] = process.placement
+        self.failed.discard(unit)
         self.world.control.change(name, running=True, crashed=False, last_start=self.world.local_time())
 
     def ends(self, name: str, *, crashes: bool = False) -> None:
@@ -172,7 +175,14 @@ class Units:
             self.world.control.change(name, running=False, last_end=self.world.local_time())
 
     def state(self, unit: str) -> UnitState:
+        self.asked += 1
+        if unit in self.failed:
+            return UnitState("failed", "signal", job=False)
         return UnitState("active" if unit in self.running else "inactive", "success", job=False)
+
+    def forget_failure(self, unit: str) -> None:
+        self.world.log.append(f"{self.host} forgets {self.name(unit)}")
+        self.failed.remove(unit)
 
     def alive(self, placement: str, unit: str) -> bool:
         return unit in self.running
@@ -183,6 +193,7 @@ class Units:
     def kill(self, placement: str, give_up_at: float) -> bool:
         if not self.empty(placement):
             self.world.log.append(f"{self.host} kills {placement}")
+        self.failed |= {unit for unit, where in self.running.items() if where == placement}
         self.running = {unit: where for unit, where in self.running.items() if where != placement}
         return True
 

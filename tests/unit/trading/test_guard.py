@@ -18,7 +18,7 @@ from pst_trading.guard import PULSE_S, Pulse
 from pst_trading.processes import ORDER_SENDER
 from pst_trading.runner import Leave
 from pst_trading.settings import DAYS, LeaseSettings
-from pst_trading.units import UnitsError
+from pst_trading.units import UnitsError, UnitState
 
 TTL, RENEW, MARGIN, DRAIN_AFTER = 15, 2, 3, 5
 UNIT = f"pst-run@{ORDER_SENDER}.service"
@@ -164,6 +164,44 @@ def test_who_killed_and_finds_the_store_again_says_so_and_recovers(trading):
     assert "app1 releases trading" in trading.log
     assert trading.lease()["ended"] == "killed"
     assert "recovers" in trading.log
+
+
+@pytest.mark.parametrize("fault", ["cut_off", "frozen"])
+def test_who_does_not_get_the_lease_back_forgets_once_that_processes_were_killed(trading, fault):
+    units = trading.nodes["app1"].units
+    trading.deaf = {ORDER_SENDER}
+    setattr(trading, fault, {"app1"})
+    trading.run(TTL + 1)
+    trading.deaf = set()
+    trading.run_until(lambda: "app2" in trading.running(ORDER_SENDER))
+    setattr(trading, fault, set())
+    trading.run(15)
+    assert trading.running(ORDER_SENDER) == ["app2"]
+    assert "app1 kills trading" in trading.log
+    assert trading.log.count("app1 forgets run_stack_handler") == 1
+    assert units.failed == set()
+    units.failed.add(UNIT)
+    asked = units.asked
+    trading.run(30)
+    assert (units.failed, units.asked) == ({UNIT}, asked), "what fails later is to be seen, and costs nothing"
+
+
+def test_what_is_still_going_down_is_forgotten_when_it_has_failed(trading):
+    """systemd learns of a kill a moment later than the guard."""
+    units = trading.nodes["app2"].units
+    trading.restart_guard("app2")
+    states = iter([UnitState("deactivating", "success", job=False)] * 3)
+    known = units.state
+    units.state = lambda unit: next(states, None) or known(unit)
+    units.failed.add(UNIT)
+    trading.run(10)
+    assert units.failed == set()
+
+
+def test_a_holder_forgets_no_failure(trading):
+    trading.nodes["app1"].units.ends(ORDER_SENDER, crashes=True)
+    trading.run(60)
+    assert [line for line in trading.log if "forgets" in line] == []
 
 
 # --- adoption ---------------------------------------------------------------------------------------------------------

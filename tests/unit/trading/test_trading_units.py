@@ -132,6 +132,15 @@ def test_a_start_is_queued(systemctl):
         systemd.start(UNIT)
 
 
+def test_a_failure_is_forgotten(systemctl):
+    asked, answer, systemd = systemctl
+    systemd.forget_failure(UNIT)
+    assert asked == [["reset-failed", UNIT]]
+    answer.update(returncode=1, stderr="Access denied\n")
+    with pytest.raises(UnitsError, match="Access denied"):
+        systemd.forget_failure(UNIT)
+
+
 @pytest.mark.parametrize(
     ("shown", "state", "over"),
     [

@@ -97,6 +97,7 @@ class Runner:
         self.tracks = {process.name: Track() for process in self.processes}
         self.problem = ""
         self._refused: Document | None = None  # a hand-over that could not be drained
+        self._forgotten = False  # what had failed when the lease went
         self._drain = Drain(
             tools.control,
             tools.drains,
@@ -144,6 +145,7 @@ class Runner:
         if grant is None:
             self._nothing_held()
             return
+        self._forgotten = False
         if self.session is None or self.session.epoch != grant.epoch:
             # An adopted lease was made ready by the guard before: the environment says so, and goes with the lease.
             adopted = self.keeper.files.ready_epoch() == grant.epoch
@@ -171,10 +173,28 @@ class Runner:
 
     def _nothing_held(self) -> None:
         self.session = None
-        if self.leave and self.keeper.contender.settled:
+        if not self.keeper.contender.settled:
+            return
+        if self.leave:
             leave, self.leave = self.leave, None
             leave.result = leave.result or Drained()
             leave.done.set()
+        if not self._forgotten:
+            self._forget_failures()
+
+    def _forget_failures(self) -> None:
+        """Have systemd forget that processes were killed: nobody starts them here, so they would be told of for ever.
+
+        Once, when all have ended: what fails later is somebody else's doing, and is to be seen.
+        """
+        states = {process.unit: self.tools.units.state(process.unit) for process in self.processes}
+        for unit, state in states.items():
+            if state.active == "failed":
+                self.tools.units.forget_failure(unit)
+                LOG.info(
+                    "%s: %s had failed (%s), and does not count as that any more", self.placement, unit, state.result
+                )
+        self._forgotten = all(state.over for state in states.values())
 
     def _complain(self, problem: str) -> None:
         if problem and problem != self.problem:

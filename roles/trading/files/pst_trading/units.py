@@ -43,6 +43,8 @@ class Units(Protocol):
 
     def state(self, unit: str) -> UnitState: ...
 
+    def forget_failure(self, unit: str) -> None: ...
+
     def alive(self, placement: str, unit: str) -> bool: ...
 
     def empty(self, placement: str) -> bool: ...
@@ -90,6 +92,11 @@ class Systemd:
         return UnitState(
             values.get("ActiveState", ""), values.get("Result", ""), values.get("Job", "0") not in ("", "0")
         )
+
+    def forget_failure(self, unit: str) -> None:
+        done = _systemctl("reset-failed", unit)
+        if done.returncode:
+            raise UnitsError(f"systemctl reset-failed {unit}: {done.stderr.strip() or done.returncode}")
 
     def alive(self, placement: str, unit: str) -> bool:
         return self._populated(self._root / slice_path(placement) / unit)
