@@ -116,6 +116,17 @@ def test_a_balancer_that_a_killed_run_has_drained_takes_part_again() -> None:
     assert again.total("changed") == 0, again.changed_tasks()
 
 
+def test_trading_that_a_killed_run_has_held_for_a_gateway_is_given_back() -> None:
+    """What a hand-over leaves that is killed after trading was drained; the mark may be on either gateway's host."""
+    lab.ssh("lab-app1", "pst-trading lease want nobody --wait 330", timeout=360)
+    lab.ssh("lab-ibgw2", "touch /etc/pst/ib-gateway/paused")
+    lab.succeed(lab.playbook("site", "--tags", "ib_gateway"))
+    lab.ssh("lab-ibgw2", "test ! -e /etc/pst/ib-gateway/paused")
+    lab.eventually("trading again", lambda: "held by lab-" in lab.ssh("lab-app1", "pst-trading lease show"))
+    again = lab.succeed(lab.playbook("site", "--tags", "ib_gateway"))
+    assert again.total("changed") == 0, again.changed_tasks()
+
+
 def test_app_node_loses_its_power() -> None:
     with load(25) as probe:
         lab.engine("kill", lab.container("lab-app2"))
