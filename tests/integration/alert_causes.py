@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import ssl
 import threading
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,11 +23,10 @@ import trade_once
 import trading
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from observed import MONITORING, query
 
 SCALE = float(os.environ.get("OBSERVE_SCALE", "0.1"))
 SCRAPE_S = EVALUATE_S = 5
-MONITORING = "lab-mon1"
-PROMETHEUS = "https://10.78.0.61:9090"
 # The lab's own, for the dictionary is given whole; then the two that are times: how old an order is that hangs, and how
 # long somebody may be drained.
 THRESHOLDS = {"order_latency_seconds": 10, "stuck_order_seconds": 30, "drained_hours": 0.05}
@@ -76,20 +72,6 @@ class Cause:
     @property
     def name(self) -> str:
         return "+".join(alert.name for alert in self.alerts)
-
-
-# Prometheus -----------------------------------------------------------------------------------------------------------
-
-
-def ask(path: str) -> Any:
-    context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
-    context.load_cert_chain(lab.STATE / "pki" / MONITORING / "monitoring.pem")
-    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/{path}", timeout=10, context=context) as answer:
-        return json.loads(answer.read())["data"]
-
-
-def query(expression: str) -> Any:
-    return ask("query?query=" + urllib.parse.quote(expression))["result"]
 
 
 # Hosts ----------------------------------------------------------------------------------------------------------------
@@ -197,15 +179,21 @@ def show_one_that_ends(host: str, days: int) -> None:
 # Stores and balancers -------------------------------------------------------------------------------------------------
 
 
-def in_mongodb(statement: str) -> str:
-    """Run a statement of Python with the guards' `client` of MongoDB; returns what it printed."""
+def in_mongodb(statement: str, password: str = "") -> str:
+    """Run a statement of Python with the guards' `client` of MongoDB; returns what it printed, or "refused"."""
     hosts = [f"{host}.{lab.DOMAIN}:27017" for host in lab.MONGODB]
-    connect = (
-        f"client = pymongo.MongoClient({hosts!r}, replicaSet='pysystemtrade-rs', username='guard',"
-        f" password={lab.secret('mongodb_guard_password')!r}, authSource='admin', tls=True,"
-        " tlsCAFile='/etc/pst/pki/ca.crt')"
-    )
-    return lab.ssh(MONITORING, "python3 -", stdin=f"import datetime, pymongo\n{connect}\n{statement}\n")
+    program = f"""\
+import datetime, pymongo
+client = pymongo.MongoClient({hosts!r}, replicaSet="pysystemtrade-rs", username="guard",
+    password={password or lab.secret("mongodb_guard_password")!r}, authSource="admin", tls=True,
+    tlsCAFile="/etc/pst/pki/ca.crt")
+try:
+    client.pst.command("ping")
+except pymongo.errors.OperationFailure:
+    print("refused"), exit()
+{statement}
+"""
+    return lab.ssh(MONITORING, "python3 -", stdin=program)
 
 
 # As a run leaves it that was killed; and as a run leaves it that has ended.

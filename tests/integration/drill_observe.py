@@ -3,8 +3,9 @@
 Waiting times are compressed (OBSERVE_SCALE, 0.1: a minute is six seconds), by the role's own variable; so is how long a
 rule looks back. The causes, and what is not that of production: alert_causes.py. Notifications arrive at a webhook on
 the control node. For each alert the report says when Prometheus saw it firing, when the message arrived, when the end
-of it did, and what else was told meanwhile. The lab is started where it is not up, and left with its own settings.
-OBSERVE_ONLY=RedisDown,UnitFailed runs a part. About 45 minutes.
+of it did, and what else fired meanwhile. Then an hour without the log server (OBSERVE_OUTAGE_S=3600: a real one), what
+watching costs a host, and the secrets of the lab in all that is shown. The lab is started where it is not up, and
+left with its own settings. OBSERVE_ONLY=RedisDown,UnitFailed runs a part of the alerts. About 45 minutes.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import contextlib
 import http.server
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+import urllib.error
+import uuid
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lab
+import observed
 import pytest
 import trading
 from alert_causes import (
@@ -30,7 +36,6 @@ from alert_causes import (
     FAIL,
     FAILED_NO_MORE,
     GATEWAY,
-    MONITORING,
     NOT_INJECTED,
     REFUSES,
     SCALE,
@@ -39,11 +44,13 @@ from alert_causes import (
     Alert,
     Cause,
     all_of,
-    ask,
+    in_mongodb,
     on,
-    query,
 )
+from observed import MONITORING, ask, query
 
+OUTAGE_S = float(os.environ.get("OBSERVE_OUTAGE_S", str(3600 * SCALE)))
+COST_S = 120
 QUIET_S = float(os.environ.get("OBSERVE_QUIET_S", str(3600 * SCALE)))
 ONLY = {name for name in os.environ.get("OBSERVE_ONLY", "").split(",") if name}
 GROUP_WAIT_S = 1
@@ -81,6 +88,11 @@ class Sink:
 
     def of(self, key: Key, since: float) -> list[Told]:
         return [one for one in self.told(since) if one.key == key]
+
+    def fired(self, since: float, besides: Set[str] = frozenset()) -> list[str]:
+        """Which alerts were said to fire, name and host. The end of one is told again for a quarter of an hour."""
+        keys = {one.key for one in self.told(since) if one.status == "firing"}
+        return sorted(f"{name} {host}".strip() for name, host in keys if name not in besides | LOAD)
 
     def is_over(self, key: Key, since: float) -> bool:
         """Tell whether the last message has none of them firing: a message is about all alerts of a name."""
@@ -187,7 +199,7 @@ def test_1_a_quiet_hour_tells_nobody_of_anything(sink: Sink) -> None:
     time.sleep(GROUP_WAIT_S + 4)  # what resolved just now has been told
     began = time.monotonic()
     time.sleep(QUIET_S)
-    told = sorted({name for name, _ in (one.key for one in sink.told(began)) if name not in LOAD})
+    told = sink.fired(began)
     REPORT["quiet"] = {"seconds": QUIET_S, "stands_for_s": QUIET_S / SCALE, "told": told}
     assert told == []
 
@@ -227,8 +239,7 @@ def test_2_a_cause_is_told_and_its_end_too(sink: Sink, cause: Cause) -> None:
         healed = time.monotonic()
         cause.heal()
     lab.eventually("its end is told", all_over, patience, 0.2)
-    allowed = {alert.name for alert in wanted} | cause.with_it | LOAD
-    others = sorted({name for name, _ in (one.key for one in sink.told(began)) if name not in allowed})
+    others = sink.fired(began, {alert.name for alert in wanted} | cause.with_it)
     for alert, key in wanted.items():
         told = sink.of(key, began)
         REPORT["alerts"][alert.name] = {
@@ -279,12 +290,52 @@ def test_3_maintenance_pages_nobody_and_a_fault_elsewhere_does(sink: Sink) -> No
         output, _ = run.communicate(timeout=900)
     assert run.returncode == 0, output[-6000:]
     calm()
-    told = sorted({f"{name} {host}" for name, host in (one.key for one in sink.told(began)) if name not in LOAD})
+    told = sink.fired(began)
     REPORT["maintenance"] = {"run": "rolling-upgrade --tags redis", "silenced": list(lab.REDIS), "told": told}
     assert told == [" ".join(elsewhere)]
 
 
-def test_4_the_lab_is_as_it_was(sink: Sink) -> None:
+COUNT = """\
+import collections, json, sys
+lines = {(record["host"], record["message"]) for record in map(json.loads, sys.stdin)}
+print(json.dumps(collections.Counter(host for host, line in lines if line.split()[-1].isdigit())))"""
+
+
+def test_4_no_line_is_lost_while_the_log_server_is_away() -> None:
+    """An hour's numbered lines of every host: one a second, in as many seconds as the rules' hour has."""
+    if ONLY:
+        pytest.skip("a part was asked for")
+    mark, lines = uuid.uuid4().hex, 3600
+    speak = f"seq -f 'drill {mark} %g' {lines} | while read -r line; do echo \"$line\"; sleep {OUTAGE_S / lines}; done"
+    speakers = [host for host in lab.HOSTS if host != MONITORING]
+    began = time.monotonic()
+    lab.ssh(MONITORING, "systemctl stop rsyslog.service")
+    try:
+        for host in speakers:
+            lab.ssh(host, f"systemd-run --quiet --collect --unit=observe-speaker bash -c {shlex.quote(speak)}")
+        for host in speakers:
+            ended = f"! systemctl is-active --quiet observe-speaker && journalctl -q --grep '{mark} {lines}$' | wc -l"
+            said = partial(lab.ssh, host, ended, check=False)
+            lab.eventually(f"all lines of {host}", lambda said=said: said() == "1", 2 * OUTAGE_S + 60, 2)
+    finally:
+        away = time.monotonic() - began
+        lab.ssh(MONITORING, "systemctl start rsyslog.service")
+
+    def arrived() -> dict[str, int]:
+        """How many different ones of each host are stored."""
+        stored = f"find /var/log/private/pst-logs -name '*.jsonl*' | xargs zcat -f | grep -F 'drill {mark} '"
+        return json.loads(lab.ssh(MONITORING, f"{stored} | python3 -c {shlex.quote(COUNT)}", timeout=120))
+
+    wanted = dict.fromkeys(speakers, lines)
+    with contextlib.suppress(AssertionError):  # what is missing is said below
+        lab.eventually("all lines on the server", lambda: arrived() == wanted, 300, 5)
+    lost = {host: lines - arrived().get(host, 0) for host in speakers}
+    REPORT["logs"] = {"server_away_s": round(away, 1), "lines": lines * len(speakers), "lost": sum(lost.values())}
+    print(json.dumps({"logs": REPORT["logs"]}))
+    assert not any(lost.values()), lost
+
+
+def test_5_the_lab_is_as_it_was(sink: Sink) -> None:
     calm()
     lab.wait_until_all_serve()
     if ONLY:
@@ -292,3 +343,44 @@ def test_4_the_lab_is_as_it_was(sink: Sink) -> None:
     monitoring()
     run = lab.succeed(lab.playbook("site"))
     assert run.total("changed") == 0, run.changed_tasks()
+
+
+def test_6_watching_costs_little() -> None:
+    """With the lab's own settings; somebody trades meanwhile, and the balancers check."""
+    shares = observed.costs(observed.WATCHERS, lab.HOSTS, COST_S)
+    REPORT["cost_percent_of_a_core"] = {"seconds": COST_S, "bar": 1.0, "units": observed.WATCHERS, "hosts": shares}
+    print(json.dumps({"cost": shares}))
+    assert max(share for host, share in shares.items() if host != MONITORING) <= 1.0, shares
+
+
+def plant(canary: str) -> None:
+    """Give a word for a secret wherever somebody may give one. It is wrong: who refuses it may say so, but not it."""
+    for path, token in (("/api/v1/status", canary), (f"/version?token={canary}", "")):
+        with contextlib.suppress(urllib.error.HTTPError):
+            lab.ask(path, token=token)
+    observed.page("/", canary)
+    lab.ssh("lab-app1", f"logger --tag observe 'login failed, password={canary}'")
+    assert in_mongodb("print(client.pst.name)", canary) == "refused"
+
+
+def test_7_no_secret_is_seen_anywhere(sink: Sink) -> None:
+    """Every secret of the lab, and one that was planted, in all that the platform shows of itself."""
+    mark, canary = f"mark{uuid.uuid4().hex}", f"Canary{uuid.uuid4().hex}"
+    plant(canary)
+    lab.ssh("lab-app1", f"logger --tag observe {mark}")  # after it all of the canary's lines are stored
+    lab.eventually("the last line", lambda: observed.logged([mark])[1] > 0, 60, 2)
+    words = lab.secrets() | {"canary": canary}
+    seen = {
+        "metrics, targets, rules": observed.metrics(),
+        "page": observed.pages(),
+        "reports and output": observed.reports(),
+        "messages": json.dumps(sink.messages),
+    }
+    lines, found = observed.logged(line for word in words.values() for line in word.splitlines())
+    shown = {where: [name for name, word in words.items() if word in text] for where, text in seen.items()}
+    REPORT["secrets"] = {"searched_for": len(words), "log_lines": lines, "of_them_with_a_secret": found, "shown": shown}
+    REPORT["secrets"]["characters"] = {where: len(text) for where, text in seen.items()}
+    print(json.dumps({"secrets": REPORT["secrets"]}))
+    assert min(len(text) for text in seen.values()) > (0 if ONLY else 1000)
+    assert (lines > 1000, found) == (True, 0)
+    assert not any(shown.values()), shown

@@ -12,6 +12,7 @@ import uuid
 from typing import Any
 
 import lab
+import observed
 
 SERVER = "lab-mon1"
 SECONDS = 10
@@ -109,30 +110,14 @@ def test_the_user_searches_from_the_control_node() -> None:
 
 def test_no_secret_is_in_the_logs() -> None:
     """Every secret of the lab, as it is, in all that is stored."""
-    patterns = [line for value in lab.secrets().values() for line in value.splitlines() if len(line) >= 6]
-    every = "find /var/log/private/pst-logs -name '*.jsonl*' | xargs zcat -f"
-    counted = lab.ssh(
-        SERVER,
-        f"cat > /run/secrets-of-the-lab; {every} | wc -l; {every} | grep -cFf /run/secrets-of-the-lab; "
-        "rm /run/secrets-of-the-lab",
-        check=False,
-        stdin="\n".join(patterns),
-        timeout=300,
-    )
-    lines, leaked = map(int, counted.split())
+    lines, leaked = observed.logged(line for value in lab.secrets().values() for line in value.splitlines())
     assert lines > 1000, "there are no logs: this test would prove nothing"
     assert leaked == 0
 
 
 def test_rsyslog_costs_little() -> None:
     """CPU seconds of rsyslog on every host, of those that went by. Somebody trades meanwhile, and probes ask."""
-    ticks = "awk '{print $14 + $15}' /proc/$(systemctl show -P MainPID rsyslog.service)/stat"
-    started = time.monotonic()
-    before = {host: int(lab.ssh(host, ticks)) for host in lab.HOSTS}
-    time.sleep(30)
-    used = {host: int(lab.ssh(host, ticks)) - before[host] for host in lab.HOSTS}
-    seconds = time.monotonic() - started
-    share = {host: round(100 * ticks / 100 / seconds, 2) for host, ticks in used.items()}
+    share = observed.costs(["rsyslog.service"], lab.HOSTS, 30)
     lab.record("logs_cost", percent_of_a_core=share, bar=1.0)
     # One shared machine: what waits for the processor is not counted, what its caches lose is.
     assert max(share.values()) <= 3.0, share

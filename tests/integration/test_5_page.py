@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import ssl
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import lab
+import observed
 import pytest
 
 from ansible_collections.pst.platform.plugins.module_utils import dashboards
 from tests import browser as browser_
 from tests.browser import Browser
 
-URL = "https://10.78.0.61:8443"
+URL = observed.PAGE
 PICTURES = lab.REPORTS / "page"
 LOADED = "document.querySelectorAll('.host').length === 14 && document.querySelectorAll('.panel').length > 4"
 # The issue's bars.
@@ -63,25 +60,13 @@ def page(browser: Browser) -> Browser:
     return browser
 
 
-def get(path: str, password: str | None = None) -> tuple[int, bytes]:
-    """Ask as a program, with the certificate verified against the lab's authority."""
-    context = ssl.create_default_context(cafile=str(lab.STATE / "pki" / "ca.crt"))
-    login = base64.b64encode(f"operator:{password or lab.secret('console_operator_password')}".encode()).decode()
-    request = urllib.request.Request(URL + path, headers={"Authorization": f"Basic {login}"})
-    try:
-        with urllib.request.urlopen(request, timeout=5, context=context) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, b""
-
-
 def state() -> dict[str, Any]:
-    return json.loads(get("/data/state.json")[1])
+    return json.loads(observed.page("/data/state.json")[1])
 
 
 def test_a_password_is_wanted() -> None:
-    assert get("/", "wrong")[0] == 401
-    assert get("/")[0] == 200
+    assert observed.page("/", "wrong")[0] == 401
+    assert observed.page("/")[0] == 200
 
 
 def test_it_is_loaded_within_a_second(browser: Browser) -> None:
@@ -121,7 +106,7 @@ def test_it_shows_what_is_so(page: Browser) -> None:
 
 
 def charts_without_problem() -> dict[str, Any]:
-    charts = json.loads(get("/data/charts.json")[1])
+    charts = json.loads(observed.page("/data/charts.json")[1])
     assert {panel["problem"] for panel in charts["panels"]} == {""}
     return charts
 
@@ -265,9 +250,6 @@ def test_nothing_comes_from_elsewhere(page: Browser) -> None:
 
 
 def test_no_secret_is_shown() -> None:
-    names = [path for path in (lab.STATE / "secrets").iterdir() if path.is_file()]
-    served = b"".join(
-        get(path)[1] for path in ("/", "/console.js", "/data/state.json", "/data/charts.json", "/data/runs.json")
-    )
+    served = observed.pages()
     assert len(served) > 10_000
-    assert [path.name for path in names if path.read_text().strip().encode() in served] == []
+    assert [name for name, value in lab.secrets().items() if value in served] == []
