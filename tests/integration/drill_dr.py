@@ -179,6 +179,10 @@ def ledger() -> Iterator[dict[str, Any]]:
         at_second("systemctl stop drill-writer; rm -f /run/drill-password", check=False)
 
 
+def ready() -> bool:
+    return lab.playbook("dr-status", *BOTH).code == 0
+
+
 def promote(to: str, *arguments: str) -> lab.Run:
     return lab.playbook("dr-promote", *BOTH, "-e", f"dr_to={to}", *arguments, timeout=1200)
 
@@ -209,7 +213,8 @@ def seconds(later: datetime, earlier: datetime) -> float:
 
 
 def moved(kind: str, to: str) -> Record:
-    """One move, measured."""
+    """One move, measured. A site that has led until just now takes some seconds until it is ready to stand by."""
+    lab.eventually("a site that is ready", ready, 180, 3)
     wait_for_order("lab" if to == "lab_dr" else "lab_dr", trading.now())
     with Requests() as client, ledger() as verdict:
         time.sleep(3)
