@@ -49,6 +49,7 @@ class FakeSet:
         self.config: m.Document | None = None
         self.states: dict[str, str] = {}
         self.lags: dict[str, int] = {}
+        self.sources: dict[str, str] = {}  # whose oplog a member copies
         self.users: dict[str, dict[str, Any]] = {}
         self.concern: m.Document = {"defaultWriteConcernSource": "implicit"}
         self.fcv = "6.0"
@@ -134,6 +135,7 @@ class FakeServer:
                 "name": host,
                 "stateStr": state,
                 "health": int(host not in self.set.down),
+                "syncSourceHost": self.set.sources.get(host, ""),
                 "optimeDate": NOW - datetime.timedelta(seconds=self.set.lags.get(host, 0)),
             }
             for host, state in self.set.states.items()
@@ -164,6 +166,10 @@ class FakeServer:
         self.writable()
         self.set.states[self.host] = "SECONDARY"
         self.set.elect(without=self.host)
+
+    def replSetSyncFrom(self, command: Any) -> None:  # noqa: N802
+        assert self.set.states[self.host] != "PRIMARY", "the primary copies from nobody"
+        self.set.sources[self.host] = command["replSetSyncFrom"]
 
     def createUser(self, command: Any) -> None:  # noqa: N802
         self.writable()
@@ -301,6 +307,21 @@ def test_unnamed_member_stays_unless_removal_is_asked_for(live: FakeSet) -> None
     assert HOSTS[1] in result.warnings[0]
     run(live, spec(one, remove_members=True))
     assert list(live_members(live)) == [HOSTS[0]]
+
+
+def test_nobody_copies_from_a_member_that_goes(live: FakeSet) -> None:
+    run(live)
+    admin, replica_set = m.Credentials("root", "secret"), m.ReplicaSet(live.connect, live.clock, timeout=5)
+    live.sources = {HOSTS[0]: HOSTS[1], HOSTS[1]: HOSTS[0], HOSTS[2]: HOSTS[1]}  # the primary's is an old one
+    assert replica_set.unchain(HOSTS[1], HOSTS[0], admin) == [HOSTS[2]]
+    assert (live.sources[HOSTS[1]], live.sources[HOSTS[2]]) == (HOSTS[0], HOSTS[0])
+
+
+def test_a_member_that_cannot_be_told_where_to_copy_from_holds_nothing_up(live: FakeSet) -> None:
+    run(live)
+    live.sources, live.down = {HOSTS[2]: HOSTS[1]}, {HOSTS[2]}
+    replica_set = m.ReplicaSet(live.connect, live.clock, timeout=5)
+    assert replica_set.unchain(HOSTS[1], HOSTS[0], m.Credentials("root", "secret")) == []
 
 
 def test_primary_hands_over_before_it_is_removed(live: FakeSet) -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -396,6 +397,21 @@ class ReplicaSet:
         if problem := wait(self.clock, self.timeout, attempt):
             raise MongoError(f"{primary} does not hand over: {problem}")
         return new
+
+    def unchain(self, member: str, primary: str, credentials: Credentials) -> list[str]:
+        """Have those that copy the oplog of `member` copy the primary's; answer who did.
+
+        A member that loses what it copies from looks for a second for another one, and in that time a majority may
+        acknowledge no write. Only that is at stake: one that cannot be told is left to find it by itself.
+        """
+        _, status = self.look(primary, credentials)
+        told = []
+        for other in status["members"]:
+            if other.get("syncSourceHost") == member and other["name"] != primary:
+                with suppress(UnreachableError, CommandError):
+                    self.ask(other["name"], {"replSetSyncFrom": primary}, credentials)
+                    told.append(other["name"])
+        return told
 
 
 # --- bringing the set to the wanted state -----------------------------------------------------------------------------

@@ -9,7 +9,8 @@ short_description: Wait for a MongoDB member's health, make it hand over, give i
 description:
   - Waits until this member, or with O(others) all the other members, are PRIMARY or SECONDARY, close behind the primary
     and part of a healthy majority; fails with everything that is not so after O(timeout).
-  - With O(hand_over), a primary steps down once the others are healthy, and the module waits for the next primary.
+  - With O(hand_over), a primary steps down once the others are healthy, and the module waits for the next primary. Who
+    copies the oplog of this member copies the primary's from then on, so that no write waits when this member goes.
   - With O(certificate), a server that shows another certificate reads its files again, without a restart.
 requirements: [pymongo >= 3.11]
 options:
@@ -27,7 +28,7 @@ options:
     elements: str
     default: []
   hand_over:
-    description: Step down if this member is the primary.
+    description: Step down if this member is the primary, and have nobody copy from it. Before it goes away.
     type: bool
     default: false
   max_lag:
@@ -78,6 +79,7 @@ lags: {description: Seconds that each member is behind the primary., returned: a
 feature_compatibility_version: {description: Format of the data., returned: always, type: str}
 rotated: {description: Whether the server took a new certificate., returned: always, type: bool}
 handed_over: {description: Whether this member stepped down., returned: always, type: bool}
+unchained: {description: Members that had copied from this one., returned: always, type: list, elements: str}
 """
 
 from pathlib import Path
@@ -127,6 +129,7 @@ def main() -> None:
             )
         module.warn(problem)
     primary, rotated, handed_over, feature_version = health.primary, False, False, ""
+    unchained: list[str] = []
     try:
         if primary:
             feature_version = feature_compatibility_version(replica_set, primary, verbs.admin)
@@ -136,10 +139,12 @@ def main() -> None:
             handed_over = True
             if not check:
                 primary = replica_set.hand_over(primary, list(health.states), verbs.admin)
+        if p["hand_over"] and primary and not check:
+            unchained = replica_set.unchain(p["member"], primary, verbs.admin)
     except (MongoError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(
-        changed=rotated or handed_over,
+        changed=bool(rotated or handed_over or unchained),
         primary=primary,
         is_primary=primary == p["member"],
         states=health.states,
@@ -147,6 +152,7 @@ def main() -> None:
         feature_compatibility_version=feature_version,
         rotated=rotated,
         handed_over=handed_over,
+        unchained=unchained,
     )
 
 
