@@ -466,7 +466,8 @@ CAUSES = (
         "break: somebody trades at the gateway itself, past the gate and the books",
         partial(by_hand, "buy"),
         undo_by_hand,
-        (Alert("PositionBreak", "", 60, 10), Alert("PositionReconciliationError", MONITORING, 0, 15)),
+        # The handler compares once a minute; until then no figure can show it.
+        (Alert("PositionBreak", "", 60, 60 + 10), Alert("PositionReconciliationError", MONITORING, 0, 60 + 15)),
     ),
     Cause(
         "freeze: SIGSTOP to IB Gateway",
