@@ -16,6 +16,8 @@ import lab
 
 MONITORING = "lab-mon1"
 PROMETHEUS, PAGE = "https://10.78.0.61:9090", "https://10.78.0.61:8443"
+# All lines that the log server has, as JSON.
+STORED = "find /var/log/private/pst-logs -name '*.jsonl*' | xargs zcat -f"
 # Who watches, on the hosts that are watched. Prometheus and what it asks centrally are the monitoring host's own work.
 WATCHERS = ("prometheus-node-exporter.service", "rsyslog.service")
 
@@ -46,10 +48,9 @@ def page(path: str, password: str | None = None) -> tuple[int, bytes]:
 
 def logged(words: Iterable[str]) -> tuple[int, int]:
     """How many lines are stored on the log server, those of traces among them, and how many of them have a word."""
-    every = "find /var/log/private/pst-logs -name '*.jsonl*' | xargs zcat -f"
     counted = lab.ssh(
         MONITORING,
-        f"cat > /run/words-of-the-lab; {every} | wc -l; {every} | grep -cFf /run/words-of-the-lab; "
+        f"cat > /run/words-of-the-lab; {STORED} | wc -l; {STORED} | grep -cFf /run/words-of-the-lab; "
         "rm /run/words-of-the-lab",
         check=False,
         stdin="\n".join(word for word in words if len(word) >= 6),

@@ -128,9 +128,9 @@ def remark(name: str, report: Report) -> str:
         return f" ({', '.join(report['duplicates'][:3])})"
     if name == "longest_gap_ms" and report["longest_gap"]:
         gap = max(report["gaps"], key=outage)
-        after = f"; events: {listing(gap['events'])}" if gap["events"] else ""
+        near = f"; events: {listing(gap['events'])}" if gap["events"] else ""
         late = f"; and {gap['own']:g} s in which the probe itself was held up" if gap["own"] else ""
-        return f" ({gap['at']:.1f} s after the begin{after}{late})"
+        return f" ({gap['at']:.1f} s after the begin{near}{late})"
     return ""
 
 
